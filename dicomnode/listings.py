@@ -40,6 +40,7 @@ __all__ = [
     "list_models",
     "list_peers",
     "list_studies",
+    "resolve_study",
     "summarize_jobs",
 ]
 
@@ -64,6 +65,20 @@ def find_study(session: Session, uid: str) -> Study:
     if study is None:
         raise NotFound(f"no study {uid}: 'dicomnode studies list' shows all")
     return study
+
+
+def resolve_study(session: Session, text: str) -> Study:
+    """Return the study of that UID, of that number, or the only one whose UID begins so. Raises NotFound."""
+    if (study := study_rows.find_by_uid(session, text)) is not None:
+        return study
+    is_number = text.isascii() and text.isdigit() and len(text) < 10
+    if is_number and (study := session.get(Study, int(text))) is not None:
+        return study
+    begins_so = select(Study).where(Study.study_uid.startswith(text, autoescape=True)).limit(2)
+    found = session.scalars(begins_so).all() if text else []
+    if len(found) == 2:
+        raise NotFound(f"several studies have a UID that begins with {text}: give more of it, or the study's number")
+    return found[0] if found else find_study(session, text)
 
 
 def describe_study(session: Session, study: Study, *, most_series: int | None = None) -> dict[str, Any]:

@@ -25,7 +25,7 @@ COMMANDS = {
     "send": ("dicomnode.cli.send", "send", "Send files and folders to a peer by C-STORE."),
     "run": ("dicomnode.cli.run", "run", "Run a pipeline on a folder, without network and database."),
     "deidentify": ("dicomnode.cli.deidentify", "deidentify", "Copy files without what identifies the patient."),
-    "studies": ("dicomnode.cli.studies", "app", "List, show, explain, close and replay studies."),
+    "studies": ("dicomnode.cli.studies", "app", "List, show, explain, close, route and replay studies."),
     "jobs": ("dicomnode.cli.jobs", "app", "List, show, retry, cancel, release and discard jobs."),
     "peers": ("dicomnode.cli.peers", "app", "List, echo, search and fetch from peers."),
     "notifications": ("dicomnode.cli.notifications", "app", "List notifications, and send one as a test."),
@@ -44,13 +44,25 @@ COMMANDS = {
 }
 """By name: the module, its function or Typer app, and a line of help."""
 
+_GROUPS = {
+    "Run a node": ("init", "check", "serve", "work", "status", "demo"),
+    "Studies and results": ("studies", "jobs", "quarantine", "notifications", "audit"),
+    "Send, fetch and convert": ("send", "peers", "kspace", "deidentify"),
+    "Pipelines and models": ("run", "pipelines", "models", "train", "evaluate"),
+    "Maintenance": ("storage", "backup", "restore", "viewer"),
+}
+"""The commands by the heading under which ``--help`` lists them."""
+
+_COMPLETED_WORDS = "_TYPER_COMPLETE_ARGS"
+"""The environment variable in which the shell passes a command line that it completes."""
+
 _INSTALL = "install dicomnode with all its dependencies, or run the command on a host that runs jobs"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Return 0 when done, 1 after a failure, with one line on stderr, 2 for wrong usage."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    command = _find_command(words)
+    command = _find_command(words or os.environ.get(_COMPLETED_WORDS, "").split()[1:])
     try:
         _build_app(command)(words, prog_name="dicomnode")
     except SystemExit as stop:
@@ -71,16 +83,21 @@ def _build_app(command: str | None) -> typer.Typer:
         help="A DICOM/PACS-integrated clinical research node.",
         no_args_is_help=True,
         pretty_exceptions_enable=False,
-        add_completion=False,
     )
     app.callback()(_set_root_options)
-    for name, (module, attribute, help_line) in COMMANDS.items():
-        content = getattr(import_module(module), attribute) if name == command else _refuse_unloaded
-        if isinstance(content, typer.Typer):
-            app.add_typer(content, name=name, help=help_line, no_args_is_help=True)
-        else:
-            app.command(name, help=help_line)(content)
+    for group, names in _GROUPS.items():
+        for name in names:
+            _add_command(app, name, group, is_loaded=name == command)
     return app
+
+
+def _add_command(app: typer.Typer, name: str, group: str, *, is_loaded: bool) -> None:
+    module, attribute, help_line = COMMANDS[name]
+    content = getattr(import_module(module), attribute) if is_loaded else _refuse_unloaded
+    if isinstance(content, typer.Typer):
+        app.add_typer(content, name=name, help=help_line, no_args_is_help=True, rich_help_panel=group)
+    else:
+        app.command(name, help=help_line, rich_help_panel=group)(content)
 
 
 def _print_version(requested: bool) -> None:

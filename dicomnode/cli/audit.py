@@ -45,7 +45,7 @@ def export(
     from dicomnode.maintenance import evidence
 
     with readers(context.engine(context.config(ctx)))() as session:
-        facts = evidence.collect_evidence(session, listings.find_study(session, study), now=datetime.now(UTC))
+        facts = evidence.collect_evidence(session, listings.resolve_study(session, study), now=datetime.now(UTC))
     if out is None:
         context.print_json(facts)
         return

@@ -2,22 +2,44 @@
 
 from __future__ import annotations
 
+import shutil
+import textwrap
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import typer
 
 from dicomnode.cli import context
 
+if TYPE_CHECKING:
+    from dicomnode.checks import Check
+
 __all__ = ["check"]
+
+_INDENT = " " * 9
 
 
 def check(ctx: typer.Context, as_json: context.AsJson = False) -> None:
     """Check configuration, spool, database, peers, device and models; exit 1 if anything would stop work."""
     from dicomnode import checks
 
-    results = list(checks.run(context.config(ctx)))
-    context.print_rows([asdict(each) for each in results], ["what", "result", "detail"], as_json=as_json)
-    failed = [each.what for each in results if each.result == "failed"]
-    if failed:
-        typer.echo(f"dicomnode: {', '.join(failed)}: see the table", err=True)
+    results: list[Check] = []
+    for each in checks.run(context.config(ctx)):
+        results.append(each)
+        if not as_json:
+            _print_line(each)
+    if as_json:
+        context.print_json([asdict(each) for each in results])
+    if failed := [each.what for each in results if each.result == "failed"]:
+        typer.echo(f"dicomnode: {', '.join(failed)}: see above", err=True)
         raise typer.Exit(1)
+
+
+def _print_line(check: Check) -> None:
+    """Print one check as soon as it is done, folded at the width of the terminal."""
+    width = shutil.get_terminal_size().columns
+    lines = textwrap.wrap(
+        f"{check.what}: {check.detail}", width, initial_indent=_INDENT, subsequent_indent=_INDENT + "  "
+    )
+    state = typer.style(f"{check.result:<8}", fg=context.STATE_COLORS.get(check.result))
+    typer.echo(state + " " + "\n".join(lines)[len(_INDENT) :])

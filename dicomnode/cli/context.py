@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dicomnode.config import Config
 
 __all__ = [
+    "STATE_COLORS",
     "AsJson",
     "ProgressBar",
     "Reason",
@@ -33,8 +34,21 @@ __all__ = [
     "log_to_stderr",
     "print_json",
     "print_rows",
+    "print_title",
     "show_progress_bar",
 ]
+
+STATE_COLORS = {
+    "ok": "green", "done": "green", "delivered": "green", "current": "green", "released": "green",
+    "running": "blue", "receiving": "blue", "complete": "blue", "sending": "blue", "share": "yellow",
+    "held": "yellow", "warning": "yellow", "kept": "yellow", "shadow": "cyan",
+    "failed": "red", "dead": "red", "refused": "magenta", "given_up": "red", "damaged": "red",
+}  # fmt: skip
+"""Colour of each state on a terminal; other states have none."""
+
+_STATES = ("state", "result", "mode")
+_DIGESTS = ("digest", "sha256", "before_digest", "after_digest")
+_DIGEST_CHARACTERS = 12
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
@@ -110,10 +124,17 @@ def print_rows(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, as_
     console = Console()
     table = Table(box=box.SIMPLE, pad_edge=False)
     for column in columns:
-        table.add_column(column.replace("_", " "), overflow="fold")
+        table.add_column(column.replace("_", " "), overflow="fold", no_wrap=column in _DIGESTS)
     for row in listing:
-        table.add_row(*(_format_cell(row[column]) for column in columns))
+        table.add_row(*(_format_cell(row[column], column) for column in columns))
     console.print(table if listing else "nothing")
+
+
+def print_title(title: str) -> None:
+    """Print the title of the next table."""
+    from rich.console import Console
+
+    Console(highlight=False).print(f"[bold]{title}[/bold]")
 
 
 @dataclass(frozen=True)
@@ -158,11 +179,15 @@ def show_progress_bar(
         yield ProgressBar(progress, progress.add_task(description, total=total))
 
 
-def _format_cell(value: Any) -> str:
+def _format_cell(value: Any, column: str = "") -> str:
     from rich.markup import escape
 
+    if column in _STATES and (color := STATE_COLORS.get(str(value))):
+        return f"[{color}]{escape(str(value))}[/]"
+    if column in _DIGESTS:
+        return str(value or "")[:_DIGEST_CHARACTERS]
     if isinstance(value, datetime):
-        return value.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        return value.astimezone().strftime("%Y-%m-%d %H:%M")
     if isinstance(value, float):
         return f"{value:.4g}"
     return "" if value is None else escape(str(value))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -27,13 +27,17 @@ def list_jobs(
     from db.engine import readers
     from db.states import JobState
     from dicomnode import listings
+    from dicomnode.cli import tables
 
     if state is not None and state not in list(JobState):
         raise typer.BadParameter(f"no state {state!r}; there is: {', '.join(JobState)}")
-    with readers(context.engine(context.config(ctx)))() as session:
-        rows = listings.list_jobs(session, None if state is None else JobState(state))
-    columns = ["id", "state", "route", "pipeline", "study_uid", "revision", "attempts", "progress", "reason"]
-    context.print_rows(rows, columns, as_json=as_json)
+    config, chosen = context.config(ctx), None if state is None else JobState(state)
+    with readers(context.engine(config))() as session:
+        if as_json:
+            context.print_json(listings.list_jobs(session, chosen))
+            return
+        rows = tables.list_job_rows(session, chosen, mask=config.web.mask_names, now=datetime.now(UTC))
+    context.print_rows(rows, tables.JOB_COLUMNS, as_json=False)
 
 
 @app.command()
@@ -41,17 +45,16 @@ def show(ctx: typer.Context, id: JobId, as_json: context.AsJson = False) -> None
     """Show one job: its inputs, results and deliveries, and the report of its run."""
     from db.engine import readers
     from dicomnode import listings
+    from dicomnode.cli import tables
 
     with readers(context.engine(context.config(ctx)))() as session:
         facts = listings.describe_job(session, listings.find_job(session, id))
     if as_json:
         context.print_json(facts)
         return
-    lines = [{"what": name, "value": value} for name, value in facts.items() if not isinstance(value, list | dict)]
-    lines += [{"what": f"report: {name}", "value": value} for name, value in _join_verdict(facts["report"]).items()]
-    context.print_rows(lines, ["what", "value"], as_json=False)
-    context.print_rows(facts["inputs"], ["name", "sop_instance_uid"], as_json=False)
-    context.print_rows(facts["outputs"], ["kind", "sop_instance_uid", "deliveries"], as_json=False)
+    for title, rows in tables.describe_report(facts):
+        context.print_title(title)
+        context.print_rows(rows, list(rows[0]), as_json=False)
 
 
 @app.command()
@@ -95,12 +98,3 @@ def _decide(ctx: typer.Context, id: int, decision: Callable[..., None], reason: 
         decision(session, job, reason=reason or f"{decision.__name__} by hand", now=datetime.now(UTC))
         state = job.state
     print(f"job {id} is {state}")
-
-
-def _join_verdict(report: dict[str, Any]) -> dict[str, Any]:
-    """Return the report with the verdict and its reasons on one line."""
-    joined = dict(report)
-    reasons = joined.pop("reasons", [])
-    if reasons:
-        joined["verdict"] = f"{joined['verdict']}: {'; '.join(reasons)}"
-    return joined

@@ -35,7 +35,7 @@ def list_models(ctx: typer.Context, as_json: context.AsJson = False) -> None:
     """List every bundle on this node: version, digest, licence, training data, intended use."""
     from dicomnode import listings
 
-    columns = ["name", "version", "digest", "licence", "trained_on", "intended_use"]
+    columns = ["name", "version", "digest", "licence", "intended_use"]
     context.print_rows(listings.list_models(_config_or_none(ctx)), columns, as_json=as_json)
 
 
@@ -208,7 +208,7 @@ def history(
 
     with readers(context.engine(context.config(ctx)))() as session:
         rows = listings.list_deployments(session, pipeline)
-    columns = ["pipeline", "model", "mode", "percent", "who", "why", "started_at", "ended_at", "ended_by", "digest"]
+    columns = ["pipeline", "model", "mode", "who", "why", "started_at", "ended_at", "digest"]
     context.print_rows(rows, columns, as_json=as_json)
 
 
@@ -220,7 +220,7 @@ def compare(ctx: typer.Context, pipeline: PipelineName, as_json: context.AsJson 
 
     with readers(context.engine(context.config(ctx)))() as session:
         rows = listings.list_comparisons(session, pipeline)
-    columns = ["study_uid", "before", "after", "state", "verdicts", "psnr_db", "dice", "number", "before_s", "after_s"]
+    columns = ["study_uid", "after", "state", "verdicts", "psnr_db", "dice", "number"]
     context.print_rows(rows, columns, as_json=as_json)
     if not as_json and rows:
         print(_summarize_comparisons(rows))

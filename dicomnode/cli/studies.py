@@ -18,7 +18,9 @@ __all__ = ["app"]
 
 app = typer.Typer()
 
-StudyUid = Annotated[str, typer.Argument(metavar="UID", help="The Study Instance UID.")]
+StudyUid = Annotated[
+    str, typer.Argument(metavar="STUDY", help="The study's number, its Study Instance UID, or the beginning of that.")
+]
 
 
 @app.command("list")
@@ -26,11 +28,15 @@ def list_studies(ctx: typer.Context, as_json: context.AsJson = False) -> None:
     """List every study, the newest last."""
     from db.engine import readers
     from dicomnode import listings
+    from dicomnode.cli import tables
 
-    with readers(context.engine(context.config(ctx)))() as session:
-        rows = listings.list_studies(session)
-    columns = ["study_uid", "state", "revision", "instances", "last_received_at", "completed_by"]
-    context.print_rows(rows, columns, as_json=as_json)
+    config = context.config(ctx)
+    with readers(context.engine(config))() as session:
+        if as_json:
+            context.print_json(listings.list_studies(session))
+            return
+        rows = tables.list_study_rows(session, mask=config.web.mask_names)
+    context.print_rows(rows, tables.STUDY_COLUMNS, as_json=False)
 
 
 @app.command()
@@ -40,22 +46,20 @@ def show(ctx: typer.Context, uid: StudyUid, as_json: context.AsJson = False) -> 
     from dicomnode import listings
 
     with readers(context.engine(context.config(ctx)))() as session:
-        facts = listings.describe_study(session, listings.find_study(session, uid))
+        facts = listings.describe_study(session, listings.resolve_study(session, uid))
     if as_json:
         context.print_json(facts)
         return
     lines = [{"what": name, "value": value} for name, value in facts.items() if not isinstance(value, list)]
     context.print_rows(lines, ["what", "value"], as_json=False)
-    context.print_rows(facts["series"], ["series_uid", "modality", "description", "instances"], as_json=False)
-    context.print_rows(
-        facts["jobs"], ["id", "route", "state", "revision", "results", "delivered", "reason"], as_json=False
-    )
+    context.print_rows(facts["series"], ["modality", "description", "instances", "series_uid"], as_json=False)
+    context.print_rows(facts["jobs"], ["id", "route", "state", "results", "delivered", "reason"], as_json=False)
 
 
 @app.command()
 def explain(
     ctx: typer.Context,
-    what: Annotated[str, typer.Argument(metavar="UID|FILE", help="A study that is here, or a DICOM file.")],
+    what: Annotated[str, typer.Argument(metavar="STUDY|FILE", help="A study, by number or UID, or a DICOM file.")],
     as_json: context.AsJson = False,
 ) -> None:
     """Explain which routes match, on which attributes, or why none does, with the state of the jobs."""
@@ -78,9 +82,11 @@ def explain(
 def close(ctx: typer.Context, uid: StudyUid) -> None:
     """Take a study as complete now, without waiting."""
     from db.engine import sessions
+    from dicomnode import listings
     from dicomnode.routing import completion
 
     with sessions(context.engine(context.config(ctx))).begin() as session:
+        uid = listings.resolve_study(session, uid).study_uid
         study = completion.close_study(session, uid, now=datetime.now(UTC))
     print(f"study {uid} is {study.state}, revision {study.revision}")
 
@@ -89,12 +95,14 @@ def close(ctx: typer.Context, uid: StudyUid) -> None:
 def route(ctx: typer.Context, uid: StudyUid) -> None:
     """Offer a study to the routes again, for instance one that no route took; work that was done is not repeated."""
     from db.engine import sessions
+    from dicomnode import listings
     from dicomnode.deployment import deploying
     from dicomnode.routing import rerouting
 
     config = context.config(ctx)
     reason = f"routed again by {deploying.identify_user()}"
     with sessions(context.engine(config)).begin() as session:
+        uid = listings.resolve_study(session, uid).study_uid
         rerouting.route_again(session, uid, config, reason=reason, now=datetime.now(UTC))
     print(f"study {uid} is offered to the routes again; a running node does so now, with the routes of its start")
 
@@ -114,7 +122,7 @@ def replay(
     config = context.config(ctx)
     context.log_to_stderr(config)
     with readers(context.engine(config))() as session:
-        tasks = replaying.list_replays(session, config, listings.find_study(session, uid), model)
+        tasks = replaying.list_replays(session, config, listings.resolve_study(session, uid), model)
     differences = [row for done in tasks for row in replaying.run_and_compare(done, config)]
     context.print_rows(differences, replaying.COLUMNS, as_json=as_json)
 
@@ -139,7 +147,7 @@ def report(
     context.log_to_stderr(config)
     with readers(context.engine(config))() as session:
         page = stored.load_page(
-            stored.choose_job(listings.find_study(session, uid), job), config, kind, identify=identify
+            stored.choose_job(listings.resolve_study(session, uid), job), config, kind, identify=identify
         )
     out.write_bytes(page)
     print(out)
@@ -155,4 +163,4 @@ def _explain(config: Config, what: str) -> list[dict[str, Any]]:
         verdicts = routing.explain_file(headers.read(Path(what)), config.routes)
         return [asdict(verdict) | {"jobs": []} for verdict in verdicts]
     with readers(context.engine(config))() as session:
-        return listings.explain_routes(session, listings.find_study(session, what), config)
+        return listings.explain_routes(session, listings.resolve_study(session, what), config)
