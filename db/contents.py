@@ -17,6 +17,8 @@ __all__ = [
     "ReceivedSeries",
     "ResultSeries",
     "find_middle_files",
+    "find_page_files",
+    "find_result_series",
     "list_files",
     "list_input_series",
     "list_jobs",
@@ -136,6 +138,22 @@ def list_files(session: Session, job_id: int, series_uid: str) -> list[tuple[str
         inputs = inputs.where(JobInput.job_id == job_id, Series.series_uid == series_uid, Instance.expired_at.is_(None))
         return [("", sha256) for sha256 in session.scalars(inputs.order_by(JobInput.id))]
     return [(kind, sha256) for kind, sha256 in found]
+
+
+def find_result_series(session: Session, series_uid: str) -> ResultSeries | None:
+    """Return the series of results with that UID of the newest job that has it, or None."""
+    query = select(Output.job_id).where(Output.series_uid == series_uid, _OWN, Output.expired_at.is_(None))
+    job_id = session.scalar(query.order_by(Output.job_id.desc()).limit(1))
+    made = list_results(session, [job_id]).get(job_id, []) if job_id is not None else []
+    return next((each for each in made if each.series_uid == series_uid), None)
+
+
+def find_page_files(session: Session, job_id: int) -> list[str]:
+    """Return SHA-256 of a job's report page as an image, in a list, empty without one."""
+    query = select(Output.sha256).where(Output.job_id == job_id, Output.kind == "report page")
+    return list(
+        session.scalars(query.where(Output.expired_at.is_(None)).order_by(Output.rendition, Output.id).limit(1))
+    )
 
 
 def find_middle_files(session: Session, study_id: int, series_uid: str = "", *, limit: int = 4) -> list[str]:

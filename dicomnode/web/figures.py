@@ -17,7 +17,7 @@ from db.models import Job, Series
 from dicomnode.errors import InputRefused
 from dicomnode.reading import frames
 from dicomnode.storage import spool
-from dicomnode.web import pictures, segments
+from dicomnode.web import kspace_pictures, pictures, segments
 from dicomnode.web.pictures import FramePlane, WindowChange
 
 __all__ = ["Figure", "JobPictures", "find_correction", "list_figures", "move_to_prior"]
@@ -74,7 +74,7 @@ class JobPictures:
         kind, planes = self.load_series(series_uid)
         reference = self.reference_planes()
         if not planes:
-            return None
+            return self._draw_kspace(series_uid, reference, slice_index, size, change)
         place = _select_plane(reference or planes, slice_index)
         try:
             if kind == "segmentation":
@@ -85,6 +85,14 @@ class JobPictures:
             if kind == "parametric map":
                 return pictures.draw_map(selected.path, selected.index, size)
             return pictures.draw_frame(selected.path, selected.index, size, change)
+        except InputRefused:
+            return None
+
+    def draw_mask_thumbnail(self, series_uid: str, size: int) -> bytes | None:
+        """Draw the middle one of the slices that a segmentation marks, on its source; None without a mask."""
+        _, planes = self.load_series(series_uid)
+        try:
+            return self._draw_masks(planes, planes[len(planes) // 2], size, WindowChange()) if planes else None
         except InputRefused:
             return None
 
@@ -100,6 +108,24 @@ class JobPictures:
         if prior is not None:
             return pictures.find_nearest_plane(planes, move_to_prior(place, find_correction(report, prior[0])))
         return pictures.find_nearest_plane(planes, place) or planes[len(planes) // 2]
+
+    def _draw_kspace(
+        self,
+        series_uid: str,
+        reference: Sequence[FramePlane],
+        slice_index: int | None,
+        size: int,
+        change: WindowChange,
+    ) -> bytes | None:
+        """Draw the zero-filled image of k-space at a slice; None for another object without slices."""
+        with self.readers() as session:
+            files = contents.list_files(session, self.job_id, series_uid)
+        place = _select_plane(reference, slice_index).centre_mm if reference else None
+        try:
+            path = spool.path(self.spool_dir, files[0][1]) if len(files) == 1 else None
+            return kspace_pictures.draw_kspace(path, place, size, change) if path is not None else None
+        except InputRefused:
+            return None
 
     def _draw_masks(
         self, planes: Sequence[FramePlane], place: FramePlane, size: int, change: WindowChange

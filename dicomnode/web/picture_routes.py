@@ -26,6 +26,9 @@ _PLACEHOLDER_SVG = (
 """Placeholder for objects without pixels, such as reports and raw data."""
 _SHORT_CACHE = {"Cache-Control": "private, max-age=60"}
 _SIZES = (64, 1024)
+_THUMBNAIL_WIDTH = 120
+_PDF_PAGE = "report page (PDF)"
+"""Kind of result for which the same page as an image is shown."""
 LARGEST_SHIFT = 100
 """Greatest shift of a window, in percent of its width."""
 STRETCHES = (10, 400)
@@ -73,8 +76,14 @@ def add_routes(routes: APIRouter, context: WebContext) -> None:
 def _thumbnail_response(context: WebContext, uid: str, series_uid: str = "") -> Response:
     with context.readers() as session:
         files = _find_candidates(session, uid, series_uid)
-    paths = (spool.path(context.config.spool_dir, sha256) for sha256 in files[:_MOST_CANDIDATES])
-    content = next(filter(None, map(pictures.draw_thumbnail, paths)), None)
+        result = contents.find_result_series(session, series_uid) if series_uid else None
+        page = contents.find_page_files(session, result.job_id) if result and result.kind == _PDF_PAGE else []
+    content = None
+    if result is not None and result.kind == "segmentation":
+        own = JobPictures(context.readers, context.config.spool_dir, result.job_id)
+        content = own.draw_mask_thumbnail(series_uid, _THUMBNAIL_WIDTH)
+    paths = (spool.path(context.config.spool_dir, sha256) for sha256 in [*page, *files][:_MOST_CANDIDATES])
+    content = content or next(filter(None, map(pictures.draw_thumbnail, paths)), None)
     if content is None:
         return Response(_PLACEHOLDER_SVG, media_type="image/svg+xml", headers=_SHORT_CACHE)
     return Response(content, media_type="image/jpeg", headers=_SHORT_CACHE)
