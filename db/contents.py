@@ -144,8 +144,8 @@ def find_result_series(session: Session, series_uid: str) -> ResultSeries | None
     """Return the series of results with that UID of the newest job that has it, or None."""
     query = select(Output.job_id).where(Output.series_uid == series_uid, _OWN, Output.expired_at.is_(None))
     job_id = session.scalar(query.order_by(Output.job_id.desc()).limit(1))
-    made = list_results(session, [job_id]).get(job_id, []) if job_id is not None else []
-    return next((each for each in made if each.series_uid == series_uid), None)
+    results = list_results(session, [job_id]).get(job_id, []) if job_id is not None else []
+    return next((each for each in results if each.series_uid == series_uid), None)
 
 
 def find_page_files(session: Session, job_id: int) -> list[str]:

@@ -64,9 +64,9 @@ def reconstruct_slice(kspace: KSpace, index: int) -> NDArray[np.float64]:
     coils = np.fft.fftshift(np.fft.ifft2(samples, norm="ortho"), axes=(1, 2))
     magnitude = np.sqrt((np.abs(coils) ** 2).sum(axis=0))
     view_mm = [n * s for n, s in zip(kspace.grid.shape[1:], kspace.grid.spacing_mm[1:], strict=True)]
-    kept = [
+    cropped = [
         min(count, max(1, round(count * view / encoded)))
         for count, view, encoded in zip(magnitude.shape, view_mm, kspace.encoded_fov_mm, strict=True)
     ]
-    start = [count // 2 - keep // 2 for count, keep in zip(magnitude.shape, kept, strict=True)]
-    return np.asarray(magnitude[start[0] : start[0] + kept[0], start[1] : start[1] + kept[1]])
+    start = [count // 2 - keep // 2 for count, keep in zip(magnitude.shape, cropped, strict=True)]
+    return np.asarray(magnitude[start[0] : start[0] + cropped[0], start[1] : start[1] + cropped[1]])
