@@ -147,4 +147,4 @@ def test_run_takes_a_further_input_by_name(folder: tuple[Path, Path], capsys: py
     assert _run_command(config, source, "--with", f"covariates={elsewhere}") == 0
     assert json.loads(capsys.readouterr().out)[0]["acquisition"]["covariates"]["MMSE"] == "19 points (score.json)"
     assert _run_command(config, source, "--with", f"flair={elsewhere}") == 2
-    assert "NAME of: covariates" in capsys.readouterr().err
+    assert "NAME of: t1w, covariates" in capsys.readouterr().err

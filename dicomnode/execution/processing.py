@@ -28,6 +28,7 @@ from dicomnode.deployment import models, site
 from dicomnode.deployment.models import load_without_helpers
 from dicomnode.deployment.pipeline_names import resolve_pipeline
 from dicomnode.errors import ConfigError
+from dicomnode.execution.basis import Basis
 from dicomnode.execution.inputs import LoadedInputs, load_inputs
 from dicomnode.execution.reference import HOLD_BELOW, compare_findings
 from dicomnode.installation import read_version
@@ -71,6 +72,7 @@ class Task:
     """The values that determine a result, of a job or of a folder from the command line.
 
     ``reference``: the current version, from whose result that of a version on trial may not be far.
+    ``notes``: statements about the inputs that the result repeats.
     """
 
     key: str
@@ -83,6 +85,7 @@ class Task:
     model_digest: str = ""
     helper_models: Mapping[str, str] = field(default_factory=dict)
     reference: Version | None = None
+    notes: tuple[Note, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -90,12 +93,14 @@ class TaskResult:
     """The result objects, ready to save, and the report on the run.
 
     ``held_because``: why the output gate holds the result, or "". ``renditions``: the objects of further renditions.
+    ``basis``: for other forms of the result than DICOM.
     """
 
     objects: list[Dataset]
     report: dict[str, Any]
     held_because: str = ""
     renditions: Mapping[ResultsConfig, list[Dataset]] = field(default_factory=dict)
+    basis: Basis | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -130,7 +135,7 @@ def run_task(
     share = 0.5 if task.reference else 1.0
     computed = _compute(task, loaded.case, config, _scale_progress(progress, 0.02, 0.95 * share), load_model)
     pipeline, model, options, doubts = computed.pipeline, computed.model, computed.options, computed.doubts
-    findings = [*computed.findings, *(Note("header of the input", note) for note in notes)]
+    findings = [*computed.findings, *(Note("header of the input", note) for note in notes), *task.notes]
     findings += _note_vendor_reconstructions(pipeline, loaded.case.facts)
     findings += _note_known_limits(pipeline, model)
     compared, why_not = _compare_with_reference(
@@ -156,7 +161,8 @@ def run_task(
     if task.reference:
         report["reference"] = {each.name: _finite(each.value) for each in compared}
     report["seconds"] = round(time.monotonic() - started, 3)
-    return TaskResult(written.pop(config.results), report, verdict.reason, written)
+    basis = Basis(findings, loaded.case, loaded.sources, made_by, verdict, doubts, loaded.priors)
+    return TaskResult(written.pop(config.results), report, verdict.reason, written, basis)
 
 
 def _compute(

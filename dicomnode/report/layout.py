@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["build_figure", "draw_page", "encode_page"]
+__all__ = ["build_figure", "colour_labels", "draw_page", "encode_page", "visible_segments"]
 
 DOTS_PER_INCH = 150
 _GAP_MM = 3.0
@@ -175,7 +175,7 @@ def _draw_row(figure: Figure, row: PictureRow, y: float, height: float) -> float
         )
         _draw_panel(figure, panel, x + (cell - width) / 2, y + 5.0, width, height)
         bar = max(min(width, 60.0), 30.0)
-        draw_under = _draw_legend if 0 < len(_visible_segments(panel)) <= _MOST_LEGEND_ENTRIES else _draw_colour_bar
+        draw_under = _draw_legend if 0 < len(visible_segments(panel)) <= _MOST_LEGEND_ENTRIES else _draw_colour_bar
         draw_under(figure, panel, x + (cell - bar) / 2, y + 5.0 + height + 1.2, bar)
     return y + 5.0 + height + _BAR_MM + 2.0
 
@@ -192,7 +192,7 @@ def _draw_panel(figure: Figure, panel: Panel, x: float, y: float, width: float, 
     axes.imshow(panel.pixels, cmap=panel.colour_map, vmin=panel.low, vmax=panel.high, aspect="auto",
                 interpolation="bilinear")  # fmt: skip
     if panel.labels is not None:
-        axes.imshow(_colour_labels(panel), aspect="auto", interpolation="nearest")
+        axes.imshow(colour_labels(panel), aspect="auto", interpolation="nearest")
     dark = panel.colour_map not in ("gray_r", "RdBu_r")
     edge = [patheffects.withStroke(linewidth=1.5, foreground="black" if dark else "white")]
     for text, (at, across, down) in zip(panel.plane.letters, _SIDE_LETTER_PLACES, strict=True):
@@ -201,7 +201,7 @@ def _draw_panel(figure: Figure, panel: Panel, x: float, y: float, width: float, 
     draw_rectangle(figure, x, y, width, height, "none", "#999999")
 
 
-def _colour_labels(panel: Panel) -> np.ndarray[Any, np.dtype[np.float32]]:
+def colour_labels(panel: Panel) -> np.ndarray[Any, np.dtype[np.float32]]:
     """Return the labels as RGBA (row, column, 4): segments filled lightly, with their edges in full colour."""
     labels = panel.labels if panel.labels is not None else np.zeros_like(panel.pixels, np.uint8)
     edge = np.zeros(labels.shape, bool)
@@ -240,7 +240,7 @@ def _draw_colour_bar(figure: Figure, panel: Panel, x: float, y: float, width: fl
                 color=FAINT, parse_math=False)  # fmt: skip
 
 
-def _visible_segments(panel: Panel) -> list[int]:
+def visible_segments(panel: Panel) -> list[int]:
     """Return the numbers of the segments that are visible in the picture."""
     present = set() if panel.labels is None else set(np.unique(panel.labels).tolist())
     return [number for number in panel.segment_colours if number in present]
@@ -248,7 +248,7 @@ def _visible_segments(panel: Panel) -> list[int]:
 
 def _draw_legend(figure: Figure, panel: Panel, x: float, y: float, width: float) -> None:
     """Draw the segments' colours with their names, in place of the colour bar, which the result has already."""
-    visible = _visible_segments(panel)
+    visible = visible_segments(panel)
     columns = 1 if len(visible) <= 3 else 2
     for at, number in enumerate(visible):
         left, top = x + (at % columns) * width / columns, y + (at // columns) * 2.7

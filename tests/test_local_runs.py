@@ -1,0 +1,213 @@
+"""``dicomnode run`` on NIfTI and DICOM: the same result both ways, as DICOM, NIfTI and one page."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+from pydicom import Dataset, dcmread
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
+
+from dicomnode.cli import main
+from dicomnode.datasets import headers
+from dicomnode.errors import NotAllowed
+from dicomnode.execution.processing import TaskResult
+from dicomnode.local_runs import saving
+from dicomnode.local_runs.choosing import Choice
+from dicomnode.local_runs.running import LocalRun
+from dicomnode.reading import volumes
+from tests.bundles import phantom, phantom_grid, write_anatomy_bundle
+from tests.dir_phantom import flair_of, lesion_mask, write_dir_bundle, write_flair, write_t1w
+from tests.nifti_files import write_nifti
+from tests.peers import write_config
+from tests.series import write_slices
+
+pytestmark = pytest.mark.slow
+
+OPTION = ["--option", 'structures=["hippocampus", "insula"]']
+SEED = [*OPTION, "--seed", "1"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a node's data folder with tiny bundles."""
+    folder = tmp_path_factory.mktemp("data")
+    write_anatomy_bundle(folder / "models")
+    write_dir_bundle(folder / "models")
+    return folder
+
+
+@pytest.fixture
+def config(data: Path, tmp_path: Path) -> Path:
+    return write_config(tmp_path / "node", node={"data_dir": str(data)})
+
+
+def stored_phantom() -> np.ndarray[tuple[int, ...], np.dtype[np.uint16]]:
+    return np.round(phantom()[0] * 2300).astype(np.uint16)
+
+
+def run(config: Path, *words: str | Path) -> int:
+    return main(["--config", str(config), "run", *map(str, words)])
+
+
+def run_json(config: Path, capsys: pytest.CaptureFixture[str], *words: str | Path) -> list[dict[str, Any]]:
+    assert run(config, *words, "--json") == 0
+    rows: list[dict[str, Any]] = json.loads(capsys.readouterr().out)
+    return rows
+
+
+def test_a_nifti_file_gives_what_the_same_head_gives_as_dicom(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_slices(tmp_path / "dicom", phantom_grid(), stored_phantom())
+    path = write_nifti(tmp_path / "head.nii.gz", stored_phantom()[::-1], flipped_grid())
+    rows = run_json(config, capsys, "anatomy", path, tmp_path / "a", "--modality", "MR", "--nifti", *SEED)
+    other = run_json(config, capsys, "anatomy", tmp_path / "dicom", tmp_path / "b", "--nifti", *SEED)
+    labels = nibabel.load(tmp_path / "a" / "anatomy_synthetic.nii.gz")
+    assert np.array_equal(labels.affine, nibabel.load(path).affine)
+    expected = np.asarray(nibabel.load(tmp_path / "b" / "anatomy_synthetic.nii.gz").dataobj)
+    assert np.array_equal(np.asarray(labels.dataobj)[..., ::-1], expected)
+    assert expected.any()
+    assert rows[0]["measurements"] == other[0]["measurements"]
+
+
+def flipped_grid() -> Any:
+    from pipelines.contract import Grid
+
+    grid = phantom_grid()
+    flip = np.diag([1.0, 1.0, -1.0, 1.0])
+    flip[2, 3] = grid.shape[0] - 1
+    return Grid(grid.shape, grid.affine_mm @ flip)
+
+
+def test_the_result_of_a_nifti_file_is_marked_and_lies_on_the_series_made_of_it(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_nifti(tmp_path / "sub-01_T1w.nii.gz", stored_phantom(), phantom_grid())
+    rows = run_json(config, capsys, "anatomy", path, tmp_path / "out", "--fact", "te_ms=3", *OPTION)
+    segmentation = dcmread(rows[0]["file"])
+    assert (segmentation.SyntheticData, segmentation.PatientID, segmentation.PatientName) == ("YES", "", "")
+    source = volumes.read(sorted((tmp_path / "out" / "source-head").iterdir()))
+    assert source.headers[0].StudyInstanceUID == segmentation.StudyInstanceUID
+    assert np.array_equal(source.volume.data, stored_phantom())
+    note = next(each["text"] for each in rows[0]["notes"] if each["name"] == "input without a header")
+    assert "names no patient" in note
+    assert "ti_ms" in note
+    assert "te_ms" not in note
+
+
+def test_what_nobody_stated_is_said_with_the_option_that_states_it(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_nifti(tmp_path / "sub-01_T1w.nii.gz", stored_phantom(), phantom_grid())
+    assert run(config, "anatomy", path, tmp_path / "out", *OPTION) == 0
+    shown = capsys.readouterr()
+    assert "head: sub-01_T1w.nii.gz (the only one)" in shown.out
+    assert "not stated, so not checked: te_ms, ti_ms" in shown.out
+    assert re.search(r"Hippocampus\s+[\d.]+", shown.out)
+
+
+def test_a_file_of_unknown_modality_is_refused(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_nifti(tmp_path / "head.nii.gz", stored_phantom(), phantom_grid())
+    assert run(config, "anatomy", path, tmp_path / "out") == 1
+    assert "head.nii.gz: its modality is not known; state --modality" in capsys.readouterr().err
+
+
+def test_a_stated_fact_outside_the_contract_refuses_the_file(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_nifti(tmp_path / "sub-01_FLAIR.nii.gz", flair(), phantom_grid())
+    assert run(config, "ms_lesions", path, tmp_path / "out", "--fact", "ti_ms=500") == 1
+    assert "Inversion Time (0018,0082) is 500 ms" in capsys.readouterr().err
+
+
+def flair() -> np.ndarray[tuple[int, ...], np.dtype[np.uint16]]:
+    return np.round(800 * flair_of(phantom()[1], lesion_mask())).astype(np.uint16)
+
+
+def test_a_mixed_folder_gives_each_input_its_series(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_flair(tmp_path / "in" / "a", flair_of(phantom()[1], lesion_mask()))
+    write_t1w(tmp_path / "in" / "b")
+    assert run(config, "ms_lesions", tmp_path / "in", tmp_path / "out", "--page", "--no-dicom") == 0
+    shown = capsys.readouterr()
+    assert "flair: 3 t2 FLAIR (a) (the only one that fits)" in shown.out
+    assert "t1w: 3 t1 mprage (b)" in shown.out
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"ms_lesions_page.html"}
+
+
+def test_a_nifti_t1w_joins_the_study_of_a_dicom_flair(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = write_flair(tmp_path / "in", flair_of(phantom()[1], lesion_mask()))
+    t1w = write_nifti(tmp_path / "t1.nii.gz", stored_phantom(), phantom_grid())
+    words = ["--with", f"t1w={t1w}", "--modality", "MR", "--nifti"]
+    rows = run_json(config, capsys, "ms_lesions", tmp_path / "in", tmp_path / "out", *words)
+    assert dcmread(rows[0]["file"]).PatientID == dcmread(paths[0]).PatientID
+    made = next((tmp_path / "out" / "source-t1w").iterdir())
+    assert headers.read(made).study_uid == headers.read(paths[0]).study_uid
+    assert any("NIfTI" in row["kind"] for row in rows)
+
+
+def test_the_page_is_one_file_with_pictures_numbers_and_the_mark(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_nifti(tmp_path / "sub-01_T1w.nii.gz", stored_phantom(), phantom_grid())
+    run_json(config, capsys, "anatomy", path, tmp_path / "out", "--page", *OPTION)
+    page = (tmp_path / "out" / "anatomy_page.html").read_text()
+    assert page.count("SYNTHETIC - RESEARCH USE ONLY") >= 3
+    assert page.count("data:image/png;base64,") >= 2
+    assert re.findall(r'(?:src|href)="(?!data:)', page) == []
+    assert "<script" not in page
+    assert "Hippocampus" in page
+    assert "input without a header" in page
+
+
+def make_object(uid: str, description: str) -> Dataset:
+    ds = Dataset()
+    ds.SOPClassUID, ds.SOPInstanceUID, ds.SeriesInstanceUID = SecondaryCaptureImageStorage, uid, f"1.2.{description}"
+    ds.SeriesNumber, ds.SeriesDescription, ds.Modality, ds.InstanceNumber = 9000, f"SYN DIR: {description}", "OT", 1
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    return ds
+
+
+def test_files_have_names_and_another_run_does_not_overwrite_them(tmp_path: Path) -> None:
+    run = LocalRun(Choice({}, ""), {})
+
+    def save(*uids: str) -> list[str]:
+        produced = TaskResult([make_object(uid, str(at)) for at, uid in enumerate(uids)], {})
+        return [path.name for _, path in saving.save(run, produced, "p", tmp_path, saving.Forms())]
+
+    assert save("1.2.3", "1.2.4") == ["9000_SYN-DIR-0.dcm", "9000_SYN-DIR-1.dcm"]
+    assert save("1.2.3", "1.2.4") == ["9000_SYN-DIR-0.dcm", "9000_SYN-DIR-1.dcm"], "the same run again"
+    with pytest.raises(NotAllowed, match=r"9000_SYN-DIR-1\.dcm is of another run: choose another folder"):
+        save("1.2.3", "1.2.5")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--no-dicom"], ["--modality", "US"], ["--fact", "nonsense=1"], ["--with", "nobody=x"], ["--fact", "ct.te_ms=1"]],
+)
+def test_wrong_words_are_wrong_usage(config: Path, tmp_path: Path, words: list[str]) -> None:
+    path = write_nifti(tmp_path / "sub-01_T1w.nii.gz", stored_phantom(), phantom_grid())
+    assert run(config, "anatomy", path, tmp_path / "out", *words) == 2
+
+
+def test_two_visits_of_a_real_patient_are_refused_by_name(
+    kit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = kit / "mri" / "ms-longitudinal-t1-flair" / "patient01"
+    config = write_config(tmp_path / "node")
+    assert run(config, "ms_lesions", folder, tmp_path / "out", "--modality", "MR") == 1
+    error = capsys.readouterr().err
+    assert "could be each of: study1_FLAIR.nii.gz, study2_FLAIR.nii.gz; say which by --with flair=PATH" in error

@@ -1,0 +1,246 @@
+"""NIfTI in and out: every voxel keeps its place in the patient and its value, or the file is refused by name."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+from nibabel.orientations import axcodes2ornt, inv_ornt_aff
+from numpy.typing import NDArray
+from pydicom import dcmread
+
+from dicomnode.errors import InputRefused
+from dicomnode.nifti import facts, images, results, series
+from dicomnode.reading import volumes
+from dicomnode.results.provenance import Provenance
+from pipelines.codes import STANDARD_DEVIATION
+from pipelines.contract import Finding, Grid, Image, ParametricMap, Volume
+from tests.nifti_files import LPS_TO_RAS, write_nifti
+
+SHAPE = (5, 6, 7)
+ORIENTATIONS = ["LPS", "RAS", "LAS", "PIR", "ASL", "SRP"]
+
+
+def make_grid(codes: str, spacing: tuple[float, float, float] = (1.1, 0.9, 2.3), tilt_deg: float = 7.0) -> Grid:
+    """Return an oblique grid whose axes (i, j, k) point nearest to ``codes``."""
+    angle = np.deg2rad(tilt_deg)
+    rotation = np.array([[1, 0, 0], [0, np.cos(angle), -np.sin(angle)], [0, np.sin(angle), np.cos(angle)]])
+    ras = np.eye(4)
+    to_codes = inv_ornt_aff(axcodes2ornt(codes), SHAPE[::-1])
+    ras[:3, :3] = rotation @ np.linalg.inv(to_codes)[:3, :3] @ np.diag(spacing)
+    ras[:3, 3] = [-20.0, 11.5, 40.25]
+    return Grid(SHAPE, LPS_TO_RAS @ ras)
+
+
+def make_values() -> NDArray[np.int16]:
+    return np.arange(np.prod(SHAPE), dtype=np.int16).reshape(SHAPE) * 3
+
+
+def place_of(grid: Grid, values: NDArray[Any], value: float) -> NDArray[np.float64]:
+    k, j, i = np.argwhere(values == value)[0]
+    return np.asarray(grid.affine_mm @ [i, j, k, 1])
+
+
+@pytest.mark.parametrize("codes", ORIENTATIONS)
+def test_every_voxel_keeps_value_and_place_as_a_series(tmp_path: Path, codes: str) -> None:
+    grid, values = make_grid(codes), make_values()
+    image = images.read(write_nifti(tmp_path / "a.nii.gz", values, grid))
+    read = volumes.read(series.write_series(image, {"Modality": "MR"}, tmp_path / "series", name="a")).volume
+    assert sorted(read.data.ravel().tolist()) == sorted(values.ravel().tolist())
+    for value in (0, 33, 3 * (values.size - 1)):
+        assert place_of(read.grid, read.data, value) == pytest.approx(place_of(grid, values, value), abs=1e-4)
+
+
+@pytest.mark.parametrize("codes", ORIENTATIONS)
+def test_what_is_written_has_the_voxels_and_the_affine_of_its_input(tmp_path: Path, codes: str) -> None:
+    path = write_nifti(tmp_path / "a.nii.gz", make_values(), make_grid(codes))
+    image = images.read(path)
+    read = volumes.read(series.write_series(image, {"Modality": "MR"}, tmp_path / "series", name="a")).volume
+    images.write(tmp_path / "b.nii.gz", read.data, read.grid, like=image)
+    before, after = nibabel.load(path), nibabel.load(tmp_path / "b.nii.gz")
+    assert np.array_equal(before.affine, after.affine)
+    assert np.array_equal(np.asarray(before.dataobj), np.asarray(after.dataobj))
+    assert images.is_marked(tmp_path / "b.nii.gz")
+    assert not images.is_marked(path)
+    assert after.header["descrip"].item().decode() == "SYNTHETIC - RESEARCH USE ONLY"
+
+
+def test_without_a_like_the_affine_is_that_of_the_grid(tmp_path: Path) -> None:
+    grid = make_grid("LPS")
+    images.write(tmp_path / "b.nii.gz", make_values(), grid)
+    written = nibabel.load(tmp_path / "b.nii.gz")
+    assert written.affine == pytest.approx(LPS_TO_RAS @ grid.affine_mm, abs=1e-5)
+    assert np.array_equal(np.asarray(written.dataobj).T, make_values())
+
+
+def test_floats_are_rounded_to_16_bits_and_no_further(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).normal(0.3, 0.1, SHAPE)
+    image = images.read(write_nifti(tmp_path / "a.nii.gz", values, make_grid("LPS")))
+    read = volumes.read(series.write_series(image, {"Modality": "MR"}, tmp_path / "s", name="a")).volume.data
+    assert np.abs(read - values).max() <= np.ptp(values) / 65535 * 0.51
+
+
+def test_pet_keeps_its_unit_and_an_intercept_of_zero(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).normal(5000, 2000, SHAPE)
+    image = images.read(write_nifti(tmp_path / "a.nii.gz", values, make_grid("LPS")))
+    paths = series.write_series(image, {"Modality": "PT", "Units": "BQML"}, tmp_path / "s", name="a")
+    read = volumes.read(paths).volume
+    assert read.unit == "Bq/ml"
+    assert dcmread(paths[0]).RescaleIntercept == 0
+    assert np.abs(read.data - values).max() <= np.abs(values).max() / 32767 * 0.51
+
+
+def test_an_outlier_that_would_eat_the_contrast_is_refused(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).normal(0.3, 0.1, SHAPE)
+    values[0, 0, 0] = 1e5
+    image = images.read(write_nifti(tmp_path / "a.nii.gz", values, make_grid("LPS")))
+    with pytest.raises(InputRefused, match=r"a: its values from .* lose their contrast in 16 bits"):
+        series.write_series(image, {"Modality": "MR"}, tmp_path / "s", name="a")
+
+
+def test_a_series_states_no_patient_and_no_date(tmp_path: Path) -> None:
+    image = images.read(write_nifti(tmp_path / "a.nii.gz", make_values(), make_grid("LPS")))
+    attributes = {"Modality": "MR", "EchoTime": 90.0, "InversionTime": 2500.0, "RepetitionTime": 9000.0,
+                  "ScanningSequence": ["SE", "IR"], "MRAcquisitionType": "3D"}  # fmt: skip
+    path = series.write_series(image, attributes, tmp_path / "s", name="a")[2]
+    ds = dcmread(path)
+    assert (ds.PatientName, ds.PatientID, ds.StudyDate) == ("", "", "")
+    assert "FrameOfReferenceUID" in ds
+
+
+def test_the_same_file_gives_the_same_series(tmp_path: Path) -> None:
+    path = write_nifti(tmp_path / "a.nii.gz", make_values(), make_grid("LPS"))
+    one, other = (
+        series.write_series(images.read(path), {"Modality": "MR"}, tmp_path / name, name="a") for name in ("1", "2")
+    )
+    assert [each.read_bytes() for each in one] == [each.read_bytes() for each in other]
+
+
+def write_strange(path: Path, fault: str) -> Path:
+    grid, values = make_grid("LPS"), make_values()
+    if fault == "four":
+        nibabel.save(nibabel.Nifti1Image(np.zeros((3, 3, 3, 4)), np.eye(4)), path)
+    elif fault == "shear":
+        affine = grid.affine_mm.copy()
+        affine[0, 2] += 0.3
+        image = nibabel.Nifti1Image(values.T, LPS_TO_RAS @ affine)
+        image.set_sform(LPS_TO_RAS @ affine, code=1)
+        image.set_qform(None, code=0)
+        nibabel.save(image, path)
+    elif fault == "sides":
+        image = nibabel.Nifti1Image(values.T, LPS_TO_RAS @ grid.affine_mm)
+        image.set_sform(np.diag([-1, 1, 1, 1]) @ LPS_TO_RAS @ grid.affine_mm, code=1)
+        image.set_qform(LPS_TO_RAS @ grid.affine_mm, code=1)
+        nibabel.save(image, path)
+    elif fault == "nan":
+        write_nifti(path, np.full(SHAPE, np.nan), grid)
+    elif fault == "no code":
+        write_nifti(path, values, grid, codes=(0, 0))
+    else:
+        path.write_bytes(b"no image at all")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("four", "one volume of 3 dimensions is needed; it has 4 of 4"),
+        ("shear", "not perpendicular"),
+        ("sides", "dispute which side is left"),
+        ("nan", "not finite"),
+        ("no code", "nobody knows which side is left"),
+        ("text", "no NIfTI image can be read"),
+    ],
+)
+def test_a_file_without_one_meaning_is_refused_by_name(tmp_path: Path, fault: str, reason: str) -> None:
+    with pytest.raises(InputRefused, match=rf"strange\.nii\.gz: .*{reason}"):
+        images.read(write_strange(tmp_path / "strange.nii.gz", fault))
+
+
+def test_without_a_modality_nothing_is_made_of_a_file(tmp_path: Path) -> None:
+    image = images.read(write_nifti(tmp_path / "a.nii.gz", make_values(), make_grid("LPS")))
+    with pytest.raises(InputRefused, match="--modality MR, PT or CT"):
+        series.write_series(image, {}, tmp_path / "s", name="a")
+
+
+def test_the_file_beside_and_the_name_state_facts_in_the_units_of_dicom(tmp_path: Path) -> None:
+    sidecar = {
+        "EchoTime": 0.09,
+        "InversionTime": 2.5,
+        "MagneticFieldStrength": 3,
+        "ScanningSequence": "SE_IR",
+        "Foo": 1,
+    }
+    path = write_nifti(tmp_path / "sub-01_FLAIR.nii.gz", make_values(), make_grid("LPS"), facts=sidecar)
+    found = facts.read_stated(path, {})
+    assert (found["EchoTime"], found["InversionTime"]) == (90.0, 2500.0)
+    assert (found["Modality"], found["ScanningSequence"]) == ("MR", ["SE", "IR"])
+    assert "Foo" not in found
+    assert facts.list_unknown(found) == ["tr_ms", "body_part", "age_years"]
+
+
+def test_a_default_does_not_replace_what_a_file_states(tmp_path: Path) -> None:
+    path = write_nifti(tmp_path / "a.nii", make_values(), make_grid("LPS"), facts={"Modality": "PT", "Units": "Bq/mL"})
+    found = facts.read_stated(path, {"Modality": "MR"})
+    assert (found["Modality"], found["Units"]) == ("PT", "BQML")
+
+
+@pytest.mark.parametrize("content", ['{"EchoTime": "soon"}', "[]", "{"])
+def test_a_file_beside_that_is_wrong_is_refused(tmp_path: Path, content: str) -> None:
+    path = write_nifti(tmp_path / "a.nii", make_values(), make_grid("LPS"))
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(InputRefused, match=r"a\.json"):
+        facts.read_stated(path, {})
+
+
+@pytest.mark.parametrize("text", ["ti_ms", "ti=3", "ti_ms=", "ti_ms=long", "age_years=old", "sex=yes", "te_ms=-3"])
+def test_a_fact_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        facts.parse_fact(text)
+
+
+def test_a_fact_is_given_for_an_input_in_its_unit() -> None:
+    assert facts.parse_fact("t1w.te_ms=2.9") == ("t1w", "EchoTime", 2.9)
+    assert facts.parse_fact("age_years=70") == ("", "PatientAge", "070Y")
+
+
+def test_each_finding_becomes_a_file_with_model_digest_and_mark(tmp_path: Path) -> None:
+    grid = make_grid("LPS")
+    volume = Volume(make_values().astype(np.float32), grid, "{SUVr}")
+    findings: list[Finding] = [
+        Image("amyloid PET", volume, "A description", 1.0),
+        ParametricMap("sd of amyloid PET", volume, STANDARD_DEVIATION, "Spread", 1.0),
+    ]
+    made_by = Provenance("m", "1.0.0", "abc", "p", {"steps": 4}, 7, "cpu", "0.2.0", "simulation only", "key")
+    written = results.write_findings(findings, tmp_path, made_by, sources=["t1w: a.nii.gz"])
+    names = ["amyloid-PET_synthetic.nii.gz", "sd-of-amyloid-PET_synthetic.nii.gz"]
+    assert [path.name for _, path in written] == names
+    content = json.loads((tmp_path / "amyloid-PET_synthetic.json").read_text())
+    assert content["Model"] == {"Name": "m", "Version": "1.0.0", "WeightsSHA256": "abc", "TrainedOn": "simulation only"}
+    assert (content["SyntheticData"], content["Seed"], content["Units"]) == (True, 7, "{SUVr}")
+    assert content["SourceFiles"] == ["t1w: a.nii.gz"]
+
+
+def test_names_of_files_are_plain() -> None:
+    assert results.slug("PET: amyloid / tau (SUVR)") == "PET-amyloid-tau-SUVR"
+    assert all(character not in results.slug("../x y") for character in itertools.chain("/ "))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["mri/flair-5mm-with-gif/t2.nii.gz", "mri/ms-longitudinal-t1-flair/patient01/study1_FLAIR.nii.gz"]
+)
+def test_a_real_scan_keeps_its_voxels_and_its_affine(kit: Path, tmp_path: Path, name: str) -> None:
+    before = nibabel.load(kit / name)
+    image = images.read(kit / name)
+    read = volumes.read(series.write_series(image, {"Modality": "MR"}, tmp_path / "s", name="a")).volume
+    images.write(tmp_path / "b.nii.gz", read.data, read.grid, like=image)
+    after = nibabel.load(tmp_path / "b.nii.gz")
+    assert np.array_equal(before.affine, after.affine)
+    values = before.get_fdata()
+    assert np.abs(after.get_fdata() - values).max() <= np.ptp(values) / 65535
