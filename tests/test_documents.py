@@ -100,7 +100,15 @@ def test_the_http_page_has_each_operation_once() -> None:
     assert not [each for each in operations if each[0] not in ("GET", "POST")]
     assert not [path for method, path in operations if method == "POST" and path.startswith(("/api", "/review"))]
     page = http.make_page()
+    assert "| `GET` | `/dicom-web/studies/{study}/series` | a search |" in page
+    assert "| `GET` | `/dicom-web/studies/{study}/series/{series}` | all instances of the series |" in page
     assert [path for _, path in operations if f"| `{path}` |" not in page] == []
+
+
+def test_the_http_page_says_what_every_path_of_the_api_answers() -> None:
+    rows = [line for line in http.make_page().splitlines() if line.startswith("| `GET` | `/api/")]
+    assert len(rows) > 8
+    assert [row for row in rows if "`dicomnode " not in row] == []
 
 
 def test_generated_parts_are_made_and_used() -> None:

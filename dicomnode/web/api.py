@@ -30,15 +30,18 @@ def create_router(context: WebContext) -> APIRouter:
 
     @routes.get("/status")
     def status() -> Response:
+        """Return what ``dicomnode status --json`` prints."""
         with context.readers() as session:
             return _json_response(measure(session, context.config, now=context.now()))
 
     @routes.get("/models")
     def models() -> Response:
+        """Return the bundles of this node, as ``dicomnode models list --json`` prints them."""
         return _json_response(listings.list_models(context.config))
 
     @routes.get("/models/{name}")
     def model(name: str) -> Response:
+        """Return one bundle, as ``dicomnode models show NAME --json`` prints it."""
         from model_zoo.bundle import BundleError
 
         try:
@@ -48,6 +51,7 @@ def create_router(context: WebContext) -> APIRouter:
 
     @routes.get("/peers")
     def peers() -> Response:
+        """Return the configured peers, as ``dicomnode peers list --json`` prints them."""
         return _json_response(listings.list_peers(context.config))
 
     return routes
@@ -56,11 +60,13 @@ def create_router(context: WebContext) -> APIRouter:
 def _add_row_routes(routes: APIRouter, context: WebContext) -> None:
     @routes.get("/studies")
     def studies(limit: Limit = MOST_ROWS, offset: Offset = 0) -> Response:
+        """Return a page of the studies, as ``dicomnode studies list --json`` prints them."""
         with context.readers() as session:
             return _json_response(listings.list_studies(session, limit=limit, offset=offset))
 
     @routes.get("/studies/{uid}")
     def study(uid: str) -> Response:
+        """Return one study with its series and jobs, as ``dicomnode studies show UID --json`` prints it."""
         with context.readers() as session:
             return _json_response(
                 listings.describe_study(session, listings.find_study(session, uid), most_series=MOST_ROWS)
@@ -68,16 +74,19 @@ def _add_row_routes(routes: APIRouter, context: WebContext) -> None:
 
     @routes.get("/studies/{uid}/explain")
     def explain(uid: str) -> Response:
+        """Return what each route matches and why, as ``dicomnode studies explain UID --json`` prints it."""
         with context.readers() as session:
             return _json_response(listings.explain_routes(session, listings.find_study(session, uid), context.config))
 
     @routes.get("/jobs")
     def jobs(state: JobState | None = None, limit: Limit = MOST_ROWS, offset: Offset = 0) -> Response:
+        """Return a page of the jobs, as ``dicomnode jobs list --json`` prints them."""
         with context.readers() as session:
             return _json_response(listings.list_jobs(session, state, limit=limit, offset=offset))
 
     @routes.get("/jobs/{id:row}")
     def job(id: int) -> Response:
+        """Return one job with its report and results, as ``dicomnode jobs show ID --json`` prints it."""
         with context.readers() as session:
             return _json_response(listings.describe_job(session, listings.find_job(session, id)))
 

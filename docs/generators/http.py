@@ -26,6 +26,21 @@ GROUPS = (
 )
 """The prefixes of paths in the order in which they are tried: heading and introduction of each."""
 
+DICOMWEB = {
+    "metadata": "metadata as DICOM JSON",
+    "thumbnail": "a small picture",
+    "rendered": "a picture",
+    "{place}": "the bytes of one attribute",
+    "{frames}": "the pixels of frames",
+    "{instance}": "the instance",
+    "{series}": "all instances of the series",
+    "{study}": "all instances of the study",
+}
+"""Answers of DICOMweb resources by the last part of their path; every other resource is a search."""
+
+_UNBOUNDED = 1_000_000_000
+"""Bounds from this size on only refuse nonsense; the page leaves them out."""
+
 Operation = tuple[str, str, Mapping[str, Any]]
 """Method, path and the OpenAPI description."""
 
@@ -49,8 +64,23 @@ def list_operations() -> list[Operation]:
 
 
 def _format_operations(operations: list[Operation]) -> str:
-    rows = [(f"`{method}`", f"`{path}`", _describe_query(facts)) for method, path, facts in operations]
-    return format_table(["method", "path", "query parameters"], rows)
+    rows = [
+        (f"`{method}`", f"`{path}`", describe(method, path, facts), _describe_query(facts))
+        for method, path, facts in operations
+    ]
+    used = [column for column in range(4) if column < 2 or any(row[column] for row in rows)]
+    head = ("method", "path", "answer", "query parameters")
+    return format_table([head[column] for column in used], ([row[column] for column in used] for row in rows))
+
+
+def describe(method: str, path: str, facts: Mapping[str, Any]) -> str:
+    """Return what an operation answers: its docstring, or the kind of a DICOMweb resource; empty for pages."""
+    if "/dicom-web/" not in path:
+        docstring = " ".join(facts.get("description", "").split())
+        return docstring.removeprefix("Return ").removesuffix(".").replace("``", "`")
+    if method == "POST":
+        return "stores instances"
+    return DICOMWEB.get(path.rpartition("/")[2], "a search")
 
 
 def _describe_query(facts: Mapping[str, Any]) -> str:
@@ -59,6 +89,6 @@ def _describe_query(facts: Mapping[str, Any]) -> str:
 
 
 def _describe_bounds(schema: Mapping[str, Any]) -> str:
-    if "minimum" in schema and "maximum" in schema:
+    if "minimum" in schema and schema.get("maximum", _UNBOUNDED) < _UNBOUNDED:
         return f" ({schema['minimum']} to {schema['maximum']})"
     return ""
