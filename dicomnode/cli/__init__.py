@@ -23,7 +23,7 @@ COMMANDS = {
     "work": ("dicomnode.cli.serve", "work", "Take jobs until told to stop."),
     "status": ("dicomnode.cli.status", "status", "Studies, jobs and deliveries by state; disk; last errors."),
     "send": ("dicomnode.cli.send", "send", "Send files and folders to a peer by C-STORE."),
-    "run": ("dicomnode.cli.run", "run", "Run a pipeline on a folder, without network and database."),
+    "run": ("dicomnode.cli.run", "run", "Run a pipeline on DICOM or NIfTI files, without a node."),
     "deidentify": ("dicomnode.cli.deidentify", "deidentify", "Copy files without what identifies the patient."),
     "studies": ("dicomnode.cli.studies", "app", "List, show, explain, close, route and replay studies."),
     "jobs": ("dicomnode.cli.jobs", "app", "List, show, retry, cancel, release and discard jobs."),
@@ -40,6 +40,7 @@ COMMANDS = {
     "viewer": ("dicomnode.cli.viewer", "app", "Install the viewer that the node serves."),
     "train": ("dicomnode.cli.train", "train", "Train a model of the zoo and write it as a bundle."),
     "evaluate": ("dicomnode.cli.evaluate", "evaluate", "Make the tables of a model card again."),
+    "data": ("dicomnode.cli.data", "app", "The data kit of simulations and tests: list it, check it."),
     "demo": ("dicomnode.cli.demo", "demo", "The whole path of one study, on loopback."),
 }
 """By name: the module, its function or Typer app, and a line of help."""
@@ -48,7 +49,7 @@ _GROUPS = {
     "Run a node": ("init", "check", "serve", "work", "status", "demo"),
     "Studies and results": ("studies", "jobs", "quarantine", "notifications", "audit"),
     "Send, fetch and convert": ("send", "peers", "kspace", "deidentify"),
-    "Pipelines and models": ("run", "pipelines", "models", "train", "evaluate"),
+    "Pipelines and models": ("run", "pipelines", "models", "train", "evaluate", "data"),
     "Maintenance": ("storage", "backup", "restore", "viewer"),
 }
 """The commands by the heading under which ``--help`` lists them."""
