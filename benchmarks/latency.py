@@ -28,7 +28,7 @@ import numpy as np
 from pydicom.dataset import Dataset
 
 from benchmarks.real_dir import read_patient
-from benchmarks.reconstruction import undersample
+from benchmarks.reconstruction_scans import undersample
 from dicomnode import mrd
 from model_zoo.data_kit import data_root
 from model_zoo.simulate import anatomy

@@ -5,7 +5,8 @@
 Real: the fully sampled single-channel 0.055 T brains of the data kit, undersampled afterwards (1D, variable density,
 calibration kept). The reference is the noisy fully sampled image, which favours methods that keep measured noise.
 Simulated: 8 coils and known noise on label maps that the prior never saw; the reference has no noise.
-Faults: simulated coils with unequal and correlated noise, strong edges, 4 to 16 coils, and no noise pre-scan.
+Faults: simulated coils with unequal and correlated noise and no pre-scan, 4 to 32 of them, matrices of 96 to 320, fat
+shift, sharp edges that ring, and heads larger than the field of view (``--case`` selects).
 Metrics on magnitudes: PSNR and SSIM (window 7) with data_range the maximum of the reference volume, and NMSE, per
 volume, then averaged. Weights of the baselines are tuned on the test set itself, which favours the baselines.
 Every number is kept in a JSON file as it comes, so a run that was stopped goes on where it was.
@@ -15,64 +16,34 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from scipy.io import loadmat
 from scipy.stats import spearmanr
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
+from benchmarks.reconstruction_peers import reconstruct_by_bart, reconstruct_by_sigpy
+from benchmarks.reconstruction_scans import FAULTS, PATIENTS, Scan, fault_scans, real_scans, simulated_scans
 from model_zoo import classical, masks, registry, uncertainty
 from model_zoo.bundle import Model
 from model_zoo.data_kit import data_root
-from model_zoo.operators import centred_ifft
+from model_zoo.operators import magnitude
 from model_zoo.simulate import anatomy
-from model_zoo.simulate.kspace import simulate_scan
 from pipelines import inversion
-from pipelines.contract import Grid, KSpace
 from pipelines.encoding import Problem, prepare_image
 
-PATIENTS = ("6A", "6B", "7A", "S6A")
-SEQUENCES = ("GRE", "FSE", "FLAIR")
-FAULTS = {
-    "4 coils, 96": (4, 96, 7.0, "t1w"),
-    "16 coils, 96": (16, 96, 4.0, "t1w"),
-    "4 coils, 192": (4, 192, 7.0, "t1w"),
-    "8 coils, 192": (8, 192, 7.0, "t2w"),
-}
-"""Coils, matrix along a, acceleration (2D, calibration 24 x 24) and contrast."""
-CONTRASTS = ("t1w", "t2w", "flair")
 WEIGHTS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032)
 HEADER = "| method | n | PSNR dB | SSIM | NMSE | χ² | ρ object | ρ support | ρ all | sd/error | NFE | s/slice |"
 """ρ: Spearman correlation of sd with absolute error, in the object, where the coil maps are, and over the
 whole field of view."""
 SOLVERS = ("dds", "dps", "score_mri", "ald")
 STEPS = {"dps": 100, "score_mri": 100, "ald": 60}
-
-
-@dataclass(frozen=True)
-class Scan:
-    """One volume at one acceleration; ``sigma`` says whether the noise level is known."""
-
-    set: str
-    name: str
-    acceleration: float
-    kspace: KSpace
-    reference: NDArray[np.float32]
-    noise_known: bool
-
-    @property
-    def key(self) -> str:
-        return f"{self.set}/{self.name}/R{self.acceleration:g}"
 
 
 @dataclass(frozen=True)
@@ -85,63 +56,6 @@ class Answer:
 
 
 Method = Callable[[Problem], Answer]
-
-
-def real_scans(root: Path, patients: list[str], slices: int, accelerations: list[float]) -> Iterator[Scan]:
-    for patient in patients:
-        for number, sequence in enumerate(SEQUENCES):
-            file = root / "kspace" / "ulf-0p055t-paired-3t" / f"patient-{patient}" / f"0.055T_{sequence}_kspace.mat"
-            full = np.moveaxis(loadmat(file)["kspace"], 2, 0)[:slices, None].astype(np.complex64)
-            reference = centred_ifft(torch.from_numpy(full))[:, 0].abs().numpy()
-            for R in accelerations:
-                seed = 100 * PATIENTS.index(patient) + 10 * number + int(R)
-                calibration = max(round((0.08 if R <= 3 else 0.06) * full.shape[-1]), 8)
-                k = undersample(full, R, calibration, None, seed, lines=True)
-                yield Scan("real", f"{patient}-{sequence}", R, k, reference, noise_known=False)
-
-
-def simulated_scans(subjects: list[str], slices: int, accelerations: list[float]) -> Iterator[Scan]:
-    for subject in subjects:
-        for number, contrast in enumerate(CONTRASTS):
-            heights = (0.0, 25.0, -20.0, 40.0)[:slices]
-            scan = simulate_scan(subject, z_mm=heights, contrast=contrast, seed=17 + number)
-            for R in accelerations:
-                k = undersample(scan.samples, R, 24, scan.noise, 31 * number + int(R), lines=R < 6)
-                yield Scan("simulated", f"{subject}-{contrast}", R, k, np.abs(scan.reference), noise_known=True)
-
-
-def fault_scans(subjects: list[str], slices: int) -> Iterator[Scan]:
-    """Yield slices of heads, of 240 mm, with noise of the coils of 1 to 3 and correlations up to 0.45."""
-    for subject in subjects:
-        for name, (coils, n, R, contrast) in FAULTS.items():
-            scan = simulate_scan(
-                subject, z_mm=(0.0, 25.0, -20.0, 40.0)[:slices], shape=(n, round(0.83 * n) // 2 * 2), pixel_mm=240 / n,
-                coils=coils, contrast=contrast, snr=60.0, noise_spread=3.0, noise_correlation=1.5, seed=5,
-            )  # fmt: skip
-            k = undersample(scan.samples, R, 24, None, 7, lines=False)
-            yield Scan(name, subject, R, k, np.abs(scan.reference), noise_known=False)
-
-
-def undersample(
-    full: NDArray[np.complex64],
-    R: float,
-    calibration: int,
-    noise: NDArray[np.complex64] | None,
-    seed: int,
-    *,
-    lines: bool,
-) -> KSpace:
-    """Undersample 1D with variable density, or 2D Poisson where R is too large for lines that keep the calibration."""
-    slices, _, na, nb = full.shape
-    rng = np.random.default_rng(seed)
-    draw = masks.gaussian_1d if lines else masks.poisson_2d
-    mask = np.broadcast_to(draw((na, nb), R, calibration, rng), (slices, na, nb)).copy()
-    b0 = nb // 2 - calibration // 2
-    a0 = 0 if lines else na // 2 - calibration // 2
-    block = (a0, na - a0 if lines else a0 + calibration), (b0, b0 + calibration)
-    grid = Grid((slices, na, nb), np.diag([1.0, 1.0, 5.0, 1.0]))
-    samples = (full * mask[:, None]).astype(np.complex64)
-    return KSpace(samples, mask, (float(na), float(nb)), grid, 5.0, block, noise)
 
 
 def methods(model: Model, names: list[str], options: inversion.Options) -> dict[str, Method]:
@@ -161,9 +75,9 @@ def methods(model: Model, names: list[str], options: inversion.Options) -> dict[
             inversion.estimate_slices(p, model, o), o.mean_steps
         )
     for w in WEIGHTS:
-        found[f"l1-wavelet (sigpy)@{w:g}"] = lambda p, w=w: Answer(sigpy_wavelet(p, w))  # type: ignore[misc]
+        found[f"l1-wavelet (sigpy)@{w:g}"] = lambda p, w=w: Answer(reconstruct_by_sigpy(p, w))  # type: ignore[misc]
         for name, regulariser in (("bart wavelet", "W:3:0"), ("bart total variation", "T:3:0")):
-            found[f"{name}@{w:g}"] = lambda p, w=w, r=regulariser: Answer(bart(p, r, w))  # type: ignore[misc]
+            found[f"{name}@{w:g}"] = lambda p, w=w, r=regulariser: Answer(reconstruct_by_bart(p, r, w))  # type: ignore[misc]
         found[f"total variation@{w:g}"] = lambda p, w=w: Answer(classical.total_variation(p.A, p.y, w))  # type: ignore[misc]
     for solver in SOLVERS:
         one = options.model_copy(update={"solver": solver, "steps": STEPS.get(solver, options.steps)})
@@ -177,9 +91,7 @@ def estimate_by_samples(p: Problem, model: Model, options: inversion.Options, co
     evaluations = count * (inversion.count_evaluations(options) - options.mean_steps) // options.samples
     evaluations += options.mean_steps if options.solver == "dds" else 0
     image = images[0] if count == 1 else torch.stack(images).mean(dim=0)
-    return Answer(
-        image, evaluations, None if count == 1 else lambda: uncertainty.mean_and_sd(x.abs() for x in images)[1]
-    )
+    return Answer(image, evaluations, None if count == 1 else lambda: _spread(p, images))
 
 
 def estimate_adapted(p: Problem, model: Model, options: inversion.Options) -> Answer:
@@ -196,55 +108,16 @@ def draw_samples(p: Problem, model: Model, options: inversion.Options, count: in
 
 
 def deviation(p: Problem, model: Model, options: inversion.Options) -> Tensor:
-    draws = (x.abs() for x in draw_samples(p, model, options, options.samples))
-    return uncertainty.mean_and_sd(draws)[1]
+    return _spread(p, draw_samples(p, model, options, options.samples))
 
 
-def bart(p: Problem, regulariser: str, weight: float) -> Tensor:
-    """Reconstruct by BART with its own maps (one set), from the samples as prepared; regulariser as in ``pics -R``.
-
-    Its maps have a phase of their own, so that chi-square, which takes ours, means nothing here.
-    """
-    return torch.cat([_bart_slice(p.slices(i, i + 1), regulariser, weight) for i in range(len(p.y))])
-
-
-def _bart_slice(p: Problem, regulariser: str, weight: float) -> Tensor:
-    with tempfile.TemporaryDirectory() as folder:
-        y = p.y[0].permute(1, 2, 0)[:, :, None].numpy()  # (a, b, 1, coil)
-        _write_cfl(Path(folder) / "y", y)
-        _run_bart(folder, "ecalib", "-m1", "-r24", "y", "S")
-        _run_bart(folder, "pics", "-S", "-i100", "-R", f"{regulariser}:{weight:g}", "y", "S", "x")
-        return torch.from_numpy(_read_cfl(Path(folder) / "x").reshape(1, *y.shape[:2]))
-
-
-def _run_bart(folder: str, *words: str) -> None:
-    subprocess.run(["bart", *words], cwd=folder, check=True, capture_output=True)
-
-
-def _write_cfl(path: Path, array: NDArray[np.complex64]) -> None:
-    path.with_suffix(".hdr").write_text("# Dimensions\n" + " ".join(map(str, array.shape)) + "\n")
-    array.astype(np.complex64).ravel(order="F").tofile(path.with_suffix(".cfl"))
-
-
-def _read_cfl(path: Path) -> NDArray[np.complex64]:
-    shape = [int(n) for n in path.with_suffix(".hdr").read_text().split("\n")[1].split()]
-    return np.fromfile(path.with_suffix(".cfl"), np.complex64).reshape(shape, order="F")
-
-
-def sigpy_wavelet(p: Problem, weight: float) -> Tensor:
-    from sigpy.mri.app import L1WaveletRecon
-
-    slices = [
-        L1WaveletRecon(
-            y.numpy(), S.numpy(), weight, weights=m.numpy().astype(np.float32), max_iter=60, show_pbar=False
-        ).run()
-        for y, S, m in zip(p.y, p.A.maps, p.A.mask, strict=True)
-    ]
-    return torch.from_numpy(np.stack(slices).astype(np.complex64))
+def _spread(p: Problem, images: Iterable[Tensor]) -> Tensor:
+    """Return the sd of the magnitudes, in the units of the samples."""
+    return uncertainty.mean_and_sd(magnitude(p.in_units(x)) for x in images)[1]
 
 
 def judge(scan: Scan, p: Problem, answer: Answer, seconds: float) -> dict[str, float]:
-    x = (answer.image * p.gain).abs().numpy()
+    x = magnitude(p.in_units(answer.image)).numpy()
     truth = scan.reference
     top = float(truth.max())
     result = {
@@ -259,11 +132,10 @@ def judge(scan: Scan, p: Problem, answer: Answer, seconds: float) -> dict[str, f
         "acceleration": masks.actual_acceleration(scan.kspace.mask),
     }
     if answer.sd is not None:
-        raw_sd = (answer.sd() * p.gain).numpy()
-        sd, error = uncertainty.pool_sd(raw_sd, (1.0, 1.0)), np.abs(x - truth)
+        sd, error = uncertainty.pool_sd(answer.sd().numpy(), (1.0, 1.0)), np.abs(x - truth)
         inside = truth > 0.05 * top
         result["spearman_object"] = float(spearmanr(sd[inside], error[inside]).statistic)
-        supported = p.A.support.numpy() > 0
+        supported = magnitude(p.A.support).numpy() > 0
         result["spearman_support"] = float(spearmanr(sd[supported], error[supported]).statistic)
         result["spearman_all"] = float(spearmanr(sd.ravel(), error.ravel()).statistic)
         result["sd_over_error"] = float(np.sqrt((sd[inside] ** 2).mean() / (error[inside] ** 2).mean()))
@@ -343,6 +215,7 @@ def main() -> None:
     )
     parser.add_argument("--patient", action="append", choices=PATIENTS)
     parser.add_argument("--subject", action="append", help="label maps; the held-out test subjects when not given")
+    parser.add_argument("--case", action="append", choices=tuple(FAULTS), help="of --set faults; all when not given")
     parser.add_argument("--acceleration", action="append", type=float)
     parser.add_argument("--slices", type=int, default=4)
     parser.add_argument("--model", default="mri_prior")
@@ -358,7 +231,8 @@ def main() -> None:
             patients, R = arguments.patient or list(PATIENTS), arguments.acceleration or [2.0, 3.0, 4.0]
             scans = real_scans(data_root(), patients, arguments.slices, R)
         elif which == "faults":
-            scans = fault_scans(arguments.subject or list(anatomy.TEST), min(arguments.slices, 4))
+            subjects, cases = arguments.subject or list(anatomy.TEST), arguments.case or list(FAULTS)
+            scans = fault_scans(subjects, min(arguments.slices, 4), cases)
         else:
             R = arguments.acceleration or [4.0, 8.0]
             scans = simulated_scans(arguments.subject or list(anatomy.TEST), min(arguments.slices, 4), R)

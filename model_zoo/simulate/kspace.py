@@ -57,6 +57,8 @@ def simulate_scan(
     contrast: str = "t2w",
     seed: int = 0,
     folds: int = 1,
+    fat_shift: float = 0.0,
+    edge_mm: float = 0.5,
     noise_spread: float = 1.0,
     noise_correlation: float = 1.0,
 ) -> SimulatedScan:
@@ -65,34 +67,22 @@ def simulate_scan(
     ``snr``: white-matter signal over the standard deviation of one component of the noise in the fully sampled,
     coil-combined image. ``contrast``: "t1w" (MPRAGE), "t2w", "flair", "pd". Raises KeyError for another.
 
-    ``folds``: number of fields of view along b that are simulated; what lies beyond one folds over. The reference is
-    then the root sum of squares of the coil images without noise. ``noise_spread``: the coils' noise sd is drawn
-    log-uniformly between one and this factor. ``noise_correlation`` multiplies the correlation of neighbouring coils;
-    above 1.6 the covariance may be singular.
+    ``folds``: number of fields of view along b that are simulated; what lies beyond one folds over. ``fat_shift``:
+    pixels by which fat appears shifted along the readout a. Where either is used, the reference is the root sum of
+    squares of the coil images without noise. ``edge_mm``: sd of the blur of the object's edges; sharp ones ring more.
+    ``noise_spread``: the coils' noise sd is drawn log-uniformly between one and this factor. ``noise_correlation``
+    multiplies the correlation of neighbouring coils; above 1.6 the covariance may be singular.
     """
     generator = torch.Generator().manual_seed(seed)
     rng = np.random.default_rng(seed)
     signal = _compute_signal(contrast)
+    head = _Head(anatomy.read_tissue_map(subject), signal, thickness_mm, edge_mm, coils, int(rng.integers(2**31)))
     wide = (shape[0], folds * shape[1])
-    fine = (round(wide[0] * FINER), round(wide[1] * FINER))
-    fine_mm = (pixel_mm * wide[0] / fine[0], pixel_mm * wide[1] / fine[1])
-    tissue = anatomy.read_tissue_map(subject)
-    maps_seed = int(rng.integers(2**31))
-    images, coil_images = [], []
-    for z in z_mm:
-        plane = _make_axial_plane(fine, fine_mm, z)
-        x = sample_plane(tissue, plane, signal, thickness_mm, slabs=5) * draw_texture(fine, fine_mm, generator)
-        x = gaussian_blur(x, (0.5 / fine_mm[0], 0.5 / fine_mm[1])) * torch.exp(
-            0.2 * draw_smooth_field(fine, 4, generator)
-        )
-        points = np.moveaxis(plane.numpy().astype(np.float64)[::-1], 0, -1) - 128.0  # (z, y, x) -> (x, y, z)
-        maps = torch.from_numpy(compute_sensitivities(points, coils, np.random.default_rng(maps_seed)))
-        complex_x = torch.polar(x, draw_smooth_phase(fine, generator))
-        images.append(crop_kspace(complex_x, wide))
-        coil_images.append(crop_kspace(maps * complex_x, wide))
-    reference, received = torch.stack(images), torch.stack(coil_images)
+    slices = [head.receive(wide, pixel_mm, z, fat_shift, generator) for z in z_mm]
+    reference, received = (torch.stack(parts) for parts in zip(*slices, strict=True))
     if folds > 1:
         received = _fold(received, folds)
+    if folds > 1 or fat_shift:
         reference = received.abs().pow(2).sum(dim=1).sqrt() + 0j
     white = float(signal[list(TISSUES).index("white matter")])
     covariance = _draw_covariance(coils, rng, noise_correlation) * 2 * (white / snr) ** 2
@@ -111,6 +101,52 @@ def simulate_scan(
         pixel_mm,
         z_mm,
     )
+
+
+@dataclass(frozen=True)
+class _Head:
+    """Tissue map with the signal of its classes, blur of edges, and coils about it."""
+
+    tissue: torch.Tensor
+    signal: torch.Tensor
+    thickness_mm: float
+    edge_mm: float
+    coils: int
+    maps_seed: int
+
+    def receive(
+        self, shape: tuple[int, int], pixel_mm: float, z_mm: float, fat_shift: float, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the band-limited object (a, b) and the images of the coils (coil, a, b), fat shifted along a."""
+        fine = (round(shape[0] * FINER), round(shape[1] * FINER))
+        fine_mm = (pixel_mm * shape[0] / fine[0], pixel_mm * shape[1] / fine[1])
+        plane = _make_axial_plane(fine, fine_mm, z_mm)
+        texture = draw_texture(fine, fine_mm, generator)
+        bias = torch.exp(0.2 * draw_smooth_field(fine, 4, generator))
+        points = np.moveaxis(plane.numpy().astype(np.float64)[::-1], 0, -1) - 128.0  # (z, y, x) -> (x, y, z)
+        maps = torch.from_numpy(compute_sensitivities(points, self.coils, np.random.default_rng(self.maps_seed)))
+        phase = draw_smooth_phase(fine, generator)
+        x = torch.polar(self._render(plane, self.signal, texture, fine_mm) * bias, phase)
+        received = crop_kspace(maps * x, shape)
+        if fat_shift:
+            only_fat = self.signal * (torch.arange(len(self.signal)) == list(TISSUES).index("fat"))
+            fat = torch.polar(self._render(plane, only_fat, texture, fine_mm) * bias, phase)
+            there = crop_kspace(maps * fat, shape)
+            received = received - there + _shift(there, fat_shift)
+        return crop_kspace(x, shape), received
+
+    def _render(
+        self, plane: torch.Tensor, signal: torch.Tensor, texture: torch.Tensor, fine_mm: tuple[float, float]
+    ) -> torch.Tensor:
+        x = sample_plane(self.tissue, plane, signal, self.thickness_mm, slabs=5) * texture
+        return gaussian_blur(x, (self.edge_mm / fine_mm[0], self.edge_mm / fine_mm[1]))
+
+
+def _shift(x: torch.Tensor, pixels: float) -> torch.Tensor:
+    """Return images (..., a, b) moved by ``pixels`` along a, by the phase of k-space."""
+    n = x.shape[-2]
+    ramp = torch.exp(-2j * torch.pi * pixels * (torch.arange(n) - n // 2) / n)
+    return centred_ifft(ramp[:, None] * centred_fft(x))
 
 
 def _compute_signal(contrast: str) -> torch.Tensor:
