@@ -1,8 +1,8 @@
 """Adaptation of a prior to one acquisition at test time, after AdaDiff, with corrections.
 
-AdaDiff: Elmas et al. 2023, eqs. 17.15 to 17.18. Rapid diffusion: few large steps of the annealed estimate under the
-prior as it was trained. Adaptation: the prior's weights move so that reconstructions of a part of the samples predict
-the rest. Differences from the paper, and reasons:
+AdaDiff: Güngör et al. 2023; equations as in the chapter of Öztürk et al., 17.15 to 17.18. Rapid diffusion: few large
+steps of the annealed estimate under the prior as it was trained. Adaptation: the prior's weights move so that
+reconstructions of a part of the samples predict the rest. Differences from the paper, and reasons:
 
 - The prior is the EDM denoiser of all samplers here, not an adversarial mapper; large steps need none, because the
   annealed estimate averages where a sampler would choose.

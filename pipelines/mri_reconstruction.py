@@ -10,7 +10,7 @@ arbitrary: unit "1".
 Model: y = A x + e with A = P F S and white e; prior: the bundle ``mri_prior``, a denoiser of complex images whose
 99th percentile of magnitude is one. Thin slices without gaps are coupled in the estimate; samples are drawn slice by
 slice, so that their spread does not count on the neighbours. Papers: ESPIRiT (Uecker 2014), DDS (Chung 2024), EDM
-(Karras 2022), AdaDiff (Elmas 2023, as corrected in ``model_zoo.adaptation``).
+(Karras 2022), AdaDiff (Güngör 2023, as corrected in ``model_zoo.adaptation``).
 """
 
 from __future__ import annotations

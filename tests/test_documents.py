@@ -111,6 +111,14 @@ def test_the_http_page_says_what_every_path_of_the_api_answers() -> None:
     assert [row for row in rows if "`dicomnode " not in row] == []
 
 
+def test_every_paper_is_cited_by_the_module_that_the_page_names() -> None:
+    page = (DOCS / "explanation" / "papers.md").read_text()
+    rows = re.findall(r"^\| (\w+(?: Leemput)?)[ ,].*\| `([\w.]+)` \|$", page, re.MULTILINE)
+    assert len(rows) > 30
+    paths = {module: ROOT.joinpath(*module.split(".")).with_suffix(".py") for _, module in rows}
+    assert [row for row in rows if row[0] not in paths[row[1]].read_text()] == []
+
+
 def test_generated_parts_are_made_and_used() -> None:
     made = read_setting("GENERATED")
     used = {
