@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from db.models import Reading
-from tests.chromium import launch_browser
+from dicomnode.config import Config
+from dicomnode.web import ohif
+from tests.chromium import SCREENSHOTS, launch_browser
 from tests.test_dashboard_browser import PHONE, BrowserPage, tab_to, wait_until
 from tests.web_node import Web
 from tests.web_readings import SLICE_OF_LESION_2, make_reading, study_page
@@ -31,7 +36,8 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def web(tmp_path: Path) -> Iterator[Web]:
-    with Web(tmp_path, sections={"routes": ROUTES, "peers": PEERS}) as running:
+    folder = str(ohif.viewer_folder(Config().web))
+    with Web(tmp_path, {"viewer_dir": folder}, sections={"routes": ROUTES, "peers": PEERS}) as running:
         make_reading(running)
         yield running
 
@@ -85,3 +91,30 @@ def test_slices_change_without_scripts(browser: Browser, web: Web) -> None:
         assert "at=6&" in (page.locator("img[data-picture]").first.get_attribute("src") or "")
         page.get_by_role("button", name="Show").click()
         assert "at=6&" in (page.locator("img[data-picture]").first.get_attribute("src") or "")
+
+
+def test_the_viewer_opens_source_beside_result_at_the_slice_with_the_masks(browser: Browser, web: Web) -> None:
+    if ohif.find_installed(ohif.viewer_folder(Config().web)) is None:
+        pytest.skip("the viewer is not installed: 'dicomnode viewer install' (needs npm)")
+    with BrowserPage(browser, web) as view:
+        page = view.page
+        page.goto(study_page())
+        page.locator(f"tbody button[value='{SLICE_OF_LESION_2}']").click()
+        page.get_by_role("link", name="Viewer", exact=True).click()
+        page.get_by_text("(7/9)").wait_for(timeout=90_000)
+        assert page.get_by_text("FLAIR 3D", exact=True).count() == 2, "its thumbnail and its pane"
+        for _ in range(120):
+            orange = count_orange(page.screenshot(path=str(SCREENSHOTS / "viewer-reading.png")))
+            if orange[1] > 50:
+                break
+            page.wait_for_timeout(500)
+        assert orange[1] > 50, "the lesion of the slice on the result"
+        assert orange[0] < 50
+
+
+def count_orange(picture: bytes) -> list[int]:
+    """Return the number of pixels in the colour of the lesion, in the left and the right pane."""
+    pixels = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"), int)[100:850]
+    is_orange = (pixels[..., 0] - pixels[..., 2] > 80) & (pixels[..., 0] > 180)
+    middle = (280 + pixels.shape[1]) // 2
+    return [int(is_orange[:, 280:middle].sum()), int(is_orange[:, middle:-40].sum())]

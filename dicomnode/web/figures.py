@@ -20,7 +20,7 @@ from dicomnode.storage import spool
 from dicomnode.web import kspace_pictures, pictures, segments
 from dicomnode.web.pictures import FramePlane, WindowChange
 
-__all__ = ["Figure", "JobPictures", "find_correction", "list_figures", "move_to_prior"]
+__all__ = ["Figure", "JobPictures", "find_correction", "find_referenced_series", "list_figures", "move_to_prior"]
 
 _MOST_FIGURES = 8
 _DRAWABLE_KINDS = ("labelled image", "image", "parametric map", "segmentation")
@@ -132,7 +132,7 @@ class JobPictures:
     ) -> bytes | None:
         """Draw the masks of the slice at a place on the image that they refer to, which is bare where none is there."""
         selected = pictures.find_nearest_plane(planes, place) or planes[len(planes) // 2]
-        uid = _referenced_series(selected.path)
+        uid = find_referenced_series(selected.path)
         background = self.load_series(uid)[1] if uid else ()
         background_plane = pictures.find_nearest_plane(background, place)
         slices = background or self.reference_planes()
@@ -186,7 +186,7 @@ def _is_at(plane: FramePlane, at: FramePlane, slices: Sequence[FramePlane]) -> b
     return abs(plane.height_mm - at.height_mm) < max(0.45 * abs(spacing_mm), 1e-3)
 
 
-def _referenced_series(path: Path) -> str:
+def find_referenced_series(path: Path) -> str:
     """Return the UID of the series that a segmentation refers to, or ""."""
     try:
         items = frames.read_header(path).get("ReferencedSeriesSequence") or []

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from sqlalchemy.orm import Session
 
 from db import contents
 from db.models import Job, Series
+from dicomnode.storage import spool
 from dicomnode.web import figures
 from dicomnode.web.template_filters import FILTERS
+from dicomnode.web.viewer import Layout
 
-__all__ = ["ReadingFigure", "list_figures"]
+__all__ = ["ReadingFigure", "choose_layout", "list_figures"]
 
 _TITLES = {"prior": "Earlier examination", "source": "Source", "image": "Result", "map": "Uncertainty",
            "mask": "Segmentation"}  # fmt: skip
@@ -42,6 +45,27 @@ def list_figures(session: Session, job: Job) -> list[ReadingFigure]:
         for each in figures.list_figures(job.id, own, results)
     ]
     return [*_list_priors(job, inputs, priors)[:1], *found]
+
+
+def choose_layout(session: Session, job: Job, spool_dir: Path, slice_index: int) -> Layout | None:
+    """Choose the series that a viewer shows side by side: the source, and the image that the masks lie on.
+
+    ``slice_index``: of the first image of the result; the slices of a source may have another order in a viewer.
+    """
+    priors = contents.list_prior_series(session, job.id)
+    inputs = contents.list_input_series(session, [job.id]).get(job.id, [])
+    sources = [
+        each.series_uid for _, each in inputs if each.series_uid not in priors and each.modality not in _NO_PICTURES
+    ]
+    results = contents.list_results(session, [job.id]).get(job.id, [])
+    images = [each.series_uid for each in results if each.kind == "image"]
+    masks = [each for each in results if each.kind == "segmentation"]
+    below = figures.find_referenced_series(spool.path(spool_dir, masks[0].first_sha256)) if masks else ""
+    right = below or next(iter(images), "")
+    if not sources or not right:
+        return None
+    at = slice_index if images and right == images[0] else None
+    return Layout(sources[0], right, masks[0].series_uid if masks else "", at)
 
 
 def _list_priors(job: Job, inputs: list[tuple[str, Series]], priors: dict[str, tuple[str, str]]) -> list[ReadingFigure]:

@@ -16,6 +16,7 @@ from starlette.responses import HTMLResponse, Response
 
 from db import contents, readings, studies
 from db.models import Job, Study
+from db.states import JobState
 from dicomnode.report import summary
 from dicomnode.report.recorded import read_measurements
 from dicomnode.results import label
@@ -27,7 +28,7 @@ from dicomnode.web.picture_routes import LARGEST_SHIFT, STRETCHES, Level, Width
 from dicomnode.web.pictures import WindowChange
 from dicomnode.web.reading_table import ReadingTable, build_table
 from dicomnode.web.template_filters import FILTERS
-from dicomnode.web.viewer import viewer_url
+from dicomnode.web.viewer import reading_url, viewer_url
 
 __all__ = ["Summary", "add_routes", "summarize_job"]
 
@@ -102,6 +103,7 @@ def _reading_page(
     pictures = JobPictures(context.readers, context.config.spool_dir, job.id)
     reference = pictures.reference_planes()
     table = build_table(session, context.config.spool_dir, job, reference)
+    at = _choose_slice(at, table, len(reference))
     return context.page(
         session,
         "reading.html",
@@ -113,15 +115,23 @@ def _reading_page(
         figures=reading_figures.list_figures(session, job),
         table=table,
         slices=len(reference),
-        at=_choose_slice(at, table, len(reference)),
+        at=at,
         change=change,
         largest_shift=LARGEST_SHIFT,
         stretches=STRETCHES,
         reading=readings.find_latest(session, job.id),
         is_open=job.state in readings.READABLE_STATES,
-        viewer=viewer_url(study.study_uid, review=job.state == "held"),
+        viewer=_viewer_address(session, context, job, at),
         message=message,
     )
+
+
+def _viewer_address(session: Session, context: WebContext, job: Job, at: int) -> str:
+    is_held = job.state is JobState.HELD
+    layout = reading_figures.choose_layout(session, job, context.config.spool_dir, at)
+    if layout is None:
+        return viewer_url(job.study.study_uid, review=is_held)
+    return reading_url(job.study.study_uid, layout, review=is_held)
 
 
 def _choose_slice(at: int | None, table: ReadingTable, count: int) -> int:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from base64 import b64encode
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
@@ -20,7 +21,9 @@ from dicomnode.config import Config
 from dicomnode.web import ohif
 from dicomnode.web.dicomweb import REVIEW, ROOT
 
-__all__ = ["create_router", "viewer_url"]
+__all__ = ["Layout", "create_router", "reading_url", "viewer_url"]
+
+_LAYOUT = Path(__file__).parent / "viewer_layout.js"
 
 _MEDIA_TYPES = MappingProxyType({
     ".css": "text/css", ".html": "text/html", ".ico": "image/x-icon", ".js": "text/javascript",
@@ -32,10 +35,27 @@ _NAMED_BY_CONTENT = re.compile(r"[.-][0-9a-f]{16}\.|^[0-9a-f]{16}\.")
 _INLINE_SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 
 
+@dataclass(frozen=True)
+class Layout:
+    """Series side by side, with a segmentation on the right one, or none (""), at a slice of it (None: the middle)."""
+
+    left_uid: str
+    right_uid: str
+    mask_uid: str = ""
+    slice_index: int | None = None
+
+
 def viewer_url(study_uid: str, series_uid: str = "", *, review: bool = False) -> str:
     """Return the viewer's address for a study and an initial series; ``review``: with held results."""
     query = {"StudyInstanceUIDs": study_uid} | ({"initialSeriesInstanceUID": series_uid} if series_uid else {})
     return f"{ohif.BASE}viewer/{'review' if review else 'node'}?{urlencode(query)}"
+
+
+def reading_url(study_uid: str, layout: Layout, *, review: bool = False) -> str:
+    """Return the viewer's address that opens two series side by side, as ``viewer_layout.js`` reads it."""
+    at = "" if layout.slice_index is None else str(layout.slice_index)
+    fields = ",".join((layout.left_uid, layout.right_uid, layout.mask_uid, at))
+    return f"{viewer_url(study_uid, review=review)}&hangingProtocolId=@dicomnode/reading#layout={fields}"
 
 
 def create_router(config: Config) -> APIRouter:
@@ -124,7 +144,8 @@ def _app_config() -> str:
         "dataSources": sources,
     }
     text = json.dumps(config, indent=2)
-    return "window.config = " + re.sub(r'"@origin([^"]*)"', r"window.location.origin + '\1'", text) + ";\n"
+    settings = re.sub(r'"@origin([^"]*)"', r"window.location.origin + '\1'", text)
+    return f"window.config = {settings};\n{_LAYOUT.read_text(encoding='utf-8')}"
 
 
 def _data_source(name: str, friendly: str, root: str) -> dict[str, object]:
