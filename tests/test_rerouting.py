@@ -21,8 +21,12 @@ from dicomnode.errors import NotAllowed, NotFound
 from dicomnode.routing import completion, rerouting, routing
 from tests import databases
 from tests.peers import Node, write_config
+from tests.receivers import Receiver, an_instance, receiver, start
 from tests.rows import make_arrival
+from tests.sending import Encoded, store_all
 from tests.web_node import Web
+
+__all__ = ["an_instance", "receiver", "start"]  # fixtures
 
 UID = "1.2.1"
 
@@ -157,3 +161,16 @@ def test_the_commands_say_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "about to be routed" in capsys.readouterr().err
     assert sweep(sessions, node.config, now) == ["r"]
     engine.dispose()
+
+
+def test_sending_again_says_once_what_to_do(
+    receiver: Receiver, an_instance: Encoded, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    for number in range(3):
+        assert [each.Status for each in store_all(receiver.port, [an_instance], tmp_path / str(number))] == [0]
+    lines = [each.getMessage() for each in caplog.records if "here already" in each.getMessage()]
+    assert lines == [
+        "127.0.0.1: an instance was sent that is here already, which starts no work; 'dicomnode studies route' "
+        "offers a study to the routes again"
+    ]

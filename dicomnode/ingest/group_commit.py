@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from db import audit, studies
 from db.studies import Arrival, Registration
 from dicomnode.errors import NodeError
+from dicomnode.ingest.limits import ThrottledLog
 from dicomnode.monitoring.meters import Meters
 from dicomnode.storage import spool
 from dicomnode.storage.high_water import HighWater
@@ -54,7 +55,7 @@ class Ledger:
         self, root: Path, sessions: sessionmaker[Session], now: Callable[[], datetime], meters: Meters | None = None
     ) -> None:
         self.root, self.sessions, self.now = root, sessions, now
-        self.meters = meters or Meters()
+        self.meters, self.repeat_log = meters or Meters(), ThrottledLog(_log)
         self._high_water = HighWater(root)
         self._lock = threading.Lock()
         self._waiting: list[_Entry] = []

@@ -44,6 +44,12 @@ class StoreAnnouncement:
     """The only study that the data set may belong to, where the request names one (STOW-RS)."""
 
 
+_SENT_AGAIN = (
+    "an instance was sent that is here already, which starts no work; 'dicomnode studies route' offers a study to the "
+    "routes again"
+)
+
+
 class _ContentsInProgress:
     """Digests of the contents that are on their way into the rows at this moment."""
 
@@ -140,6 +146,8 @@ class InstanceSink:
             size_bytes = self._writer.size_bytes
             result = receive_instance(self._ledger, self._writer, self._data_set_at, self._announcement, self._sender)
             self._ledger.meters.count_received("new" if result.kind == "new" else "duplicate", size_bytes)
+            if result.kind == "duplicate":
+                self._ledger.repeat_log.write(self._sender.address, _SENT_AGAIN, logging.INFO)
         except NodeError as exc:
             self._ledger.meters.count_refused(exc)
             _log.warning("an instance from %s was refused: %s", self._sender.address, exc)
