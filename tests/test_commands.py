@@ -133,7 +133,7 @@ def test_check_names_the_version_that_each_pipeline_uses(tmp_path: Path, capsys:
     deploy = ("models", "deploy", "mri_prior@10.0.0", "--pipeline", "mri_reconstruction", "--who", "Ada")
     assert run(path, *deploy, "--shadow") == 0
     assert run(path, *deploy, "--share", "10") == 0
-    capsys.readouterr()
+    assert "as a shadow of the current version: it never ran as one" in capsys.readouterr().out
     found = check()
     assert found[current].startswith("mri_prior@1.0.0, the default version")
     assert found["shadow model of mri_reconstruction"] == "mri_prior@10.0.0, deployed by Ada, digest verified"

@@ -147,6 +147,7 @@ def deploy(
     """Use this version from the next study on: for all studies of the pipeline, for a share, or as a shadow."""
     from db.engine import sessions
     from db.states import DeploymentMode
+    from dicomnode import listings
     from dicomnode.deployment import deploying
 
     if shadow and share is not None:
@@ -160,10 +161,14 @@ def deploy(
             who=who or deploying.identify_user(), why=why, now=datetime.now(UTC),
         )  # fmt: skip
         digest = row.digest
+        compared = [each for each in listings.list_comparisons(session, pipeline) if each["after"] == name]
     part = f" for {share:g} % of the studies" if share is not None else ""
     print(f"{pipeline}: {name} is the {mode} version{part}, weights SHA-256 {digest}")
     for route in (route for route in config.routes if route.pipeline == pipeline and route.model):
         print(f"note: route {route.name!r} names {route.model} in node.toml and keeps to it")
+    if mode is not DeploymentMode.SHADOW:
+        summary = _summarize_comparisons(compared) if compared else "it never ran as one, so no study was compared"
+        print(f"note: as a shadow of the current version: {summary}")
 
 
 @app.command()
