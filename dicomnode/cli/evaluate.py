@@ -11,6 +11,7 @@ from dicomnode.cli import context
 from dicomnode.errors import ConfigError, NodeError, NotAllowed, NotFound
 
 if TYPE_CHECKING:
+    from dicomnode.config import Config
     from model_zoo.bundle import BundleFacts
     from model_zoo.evaluation import Evaluation
 
@@ -18,19 +19,37 @@ __all__ = ["evaluate"]
 
 
 def evaluate(
+    ctx: typer.Context,
     name: Annotated[str, typer.Argument(metavar="NAME[@VERSION]", help="An installed bundle, or a bundle's folder.")],
     data: Annotated[Path | None, typer.Option(help="Data kit's folder; default: DICOMNODE_DATA.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for card, numbers and pictures.")] = None,
     device: Annotated[str, typer.Option(help="Torch device: cpu, cuda, cuda:1 …")] = "cpu",
     quick: Annotated[bool, typer.Option("--quick", help="Seconds, few cases: to see that it runs.")] = False,
     write: Annotated[bool, typer.Option("--write", help="Put card, pictures and numbers into the bundle.")] = False,
+    manifest: Annotated[Path | None, typer.Option(help="CSV of your own data: its rows of the split test.")] = None,
+    against: Annotated[
+        str, typer.Option(metavar="NAME[@VERSION]", help="With --manifest: another model of the same recipe beside it.")
+    ] = "",
+    configuration: Annotated[str, typer.Option(help="With --manifest: cpu, gpu or smoke, for the draws.")] = "cpu",
+    as_json: context.AsJson = False,
 ) -> None:
-    """Evaluate a bundle on held-out subjects and print its model card's tables."""
+    """Evaluate a bundle on held-out subjects and print its card's tables, or on test rows of your own table."""
+    config = context.config_if_any(ctx)
+    if manifest is not None:
+        if quick or write:
+            raise NotAllowed("--quick and --write are for the tables of the model card, not for --manifest")
+        from dicomnode.cli.evaluate_manifest import evaluate_manifest
+
+        other = _find_bundle(against, config) if against else None
+        evaluate_manifest(_find_bundle(name, config), other, manifest, configuration, device, out, as_json)
+        return
+    if against or as_json:
+        raise NotAllowed("--against and --json need --manifest: the tables of a model card have their own baselines")
     if quick and write:
         raise NotAllowed("a quick evaluation does not go into a bundle: leave out --quick or --write")
     from model_zoo.evaluation import report
 
-    facts = _find_bundle(name)
+    facts = _find_bundle(name, config)
     evaluation = _evaluate_bundle(facts, data, device, quick)
     for table in evaluation.tables:
         print(f"{table.title}\n\n{report.format_table(table)}")
@@ -41,13 +60,13 @@ def evaluate(
         print(facts.path)
 
 
-def _find_bundle(name: str) -> BundleFacts:
+def _find_bundle(name: str, config: Config) -> BundleFacts:
+    from dicomnode.deployment import models
     from model_zoo import registry
 
     if (Path(name) / "configs" / "metadata.json").is_file():
         return registry.read_facts(Path(name))
-    bundle, _, version = name.partition("@")
-    return registry.find(bundle, version or None)
+    return models.find_bundle(name, config)
 
 
 def _evaluate_bundle(facts: BundleFacts, data: Path | None, device: str, quick: bool) -> Evaluation:

@@ -59,9 +59,12 @@ def make_sources(cohort: Cohort) -> Sources:
     return Sources(train, validation)
 
 
-def read(path: Path, columns: Sequence[Column], series: SeriesReader | None = None) -> Cohort:
-    """Return the rows of the table at ``path``, checked; ``series`` reads folders with a DICOM series.
+def read(
+    path: Path, columns: Sequence[Column], series: SeriesReader | None = None, splits: Sequence[str] = SPLITS[:2]
+) -> Cohort:
+    """Return the rows of the table at ``path``, checked.
 
+    ``series`` reads folders with a DICOM series; ``splits``: those that need a row each.
     Raises ManifestError with every problem, FileNotFoundError for a table that does not exist.
     """
     content = path.read_bytes()
@@ -80,7 +83,7 @@ def read(path: Path, columns: Sequence[Column], series: SeriesReader | None = No
     if not problems:
         problems += [
             f'no row is in the split "{each}": name splits in the column "split"'
-            for each in SPLITS[:2]
+            for each in splits
             if all(row.split != each for row in rows)
         ]
     if problems:
