@@ -4,7 +4,7 @@
 # make lint        ruff and mypy only
 # make coverage    the fast tests with their coverage; fails below the floor of pyproject.toml
 # make mutate      change decisive modules expression by expression; the tests have to notice (docs: tests/mutation.py)
-# make docs        the documentation site in build/docs; a warning is an error
+# make docs        the documentation site in build/docs, from the code as it is; a warning is an error
 # make bench       the benchmarks behind docs/benchmarks.md (about an hour on two cores)
 
 PYTHON ?= python3
@@ -34,7 +34,7 @@ mutate: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutation
 
 docs: $(DOCS_INSTALLED)
-	$(BIN)/python -m sphinx -b html -W --keep-going -q docs build/docs
+	$(BIN)/python -m sphinx -b html -E -W --keep-going -q docs build/docs
 	@echo "the documentation is in build/docs/index.html"
 
 lint: $(INSTALLED)

@@ -31,8 +31,8 @@ myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 4
 
 autodoc_member_order = "bysource"
-autodoc_typehints = "description"
-autodoc_class_signature = "separated"
+autodoc_typehints = "signature"
+python_maximum_signature_line_length = 80
 
 GENERATED = {
     "configuration": configuration.make_page,
