@@ -89,7 +89,7 @@ def report_change(present: DirEstimate, c: Change, onto: Grid, thickness_mm: flo
     moved = f"{r.shift_mm:.1f} mm and {r.rotation_degrees:.1f} degrees, from {r.start}"
     return [
         Image("subtraction", difference, "Synthetic DIR, present less earlier", thickness_mm),
-        Segmentation("new lesions", labels, onto, SEGMENTS, "New and enlarged lesions since the earlier", thickness_mm),
+        Segmentation("new lesions", labels, onto, SEGMENTS, "New and enlarged lesions", thickness_mm),
         Measurement("new lesions", float(c.counts[0]), "1", f"Earlier examination moved by {moved}"),
         Measurement("volume of new lesions", volume_ml[0], "ml"),
         Measurement("enlarged lesions", float(c.counts[1]), "1"),

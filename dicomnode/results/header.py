@@ -26,6 +26,7 @@ from dicomnode.datasets import laterality, part10
 from dicomnode.datasets.validity import has_known_character_set
 from dicomnode.results.inherited import TYPE_2, Inherited, inherit
 from dicomnode.results.provenance import Provenance, record
+from dicomnode.results.wording import cut_words
 from pipelines.contract import Measurement
 
 if TYPE_CHECKING:
@@ -238,7 +239,7 @@ def _add_patient_study_series(ds: Dataset, context: Context, series: Series) -> 
     ds.SOPInstanceUID = context.uid("instance", series.name)
     ds.SeriesNumber = series.number
     ds.InstanceNumber = 1
-    ds.SeriesDescription = _cut(f"SYN {series.description}", "LO")
+    ds.SeriesDescription = cut_words(_clean(f"SYN {series.description}", "LO"))
     date, time = context.moment.strftime("%Y%m%d"), context.moment.strftime("%H%M%S")
     ds.SeriesDate = ds.ContentDate = ds.InstanceCreationDate = date
     ds.SeriesTime = ds.ContentTime = ds.InstanceCreationTime = time
@@ -353,5 +354,9 @@ def _character_set(sources: Sequence[Dataset], texts: Sequence[str]) -> Any:
 
 
 def _cut(text: str, vr: str) -> str:
+    return _clean(text, vr)[: _LONGEST[vr]].rstrip()
+
+
+def _clean(text: str, vr: str) -> str:
     words = " ".join(text.split()) if vr == "LO" else text
-    return words.replace("\\", "/")[: _LONGEST[vr]].rstrip()
+    return words.replace("\\", "/")

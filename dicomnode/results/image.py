@@ -19,12 +19,14 @@ from dicomnode.errors import InputRefused
 from dicomnode.results import label
 from dicomnode.results.frame_geometry import FrameGeometry, decimal
 from dicomnode.results.header import Context, Series, add_common_modules
+from dicomnode.results.wording import LONGEST_LO, cut_words
 from pipelines.contract import Image
 
 __all__ = ["DERIVATION", "check_values", "display_window", "set_window", "write"]
 
 DERIVATION = ("SYNTHESIS", "99DICOMNODE", "Image computed by a trained generative model")
 _WHITE = 65535
+_LONGEST_LABELLED = LONGEST_LO - len("SYN  (labelled)")
 _OF_SEVERAL_FRAMES = (
     "NumberOfFrames", "FrameIncrementPointer", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
     "DimensionOrganizationType", "DimensionOrganizationSequence", "DimensionIndexSequence", "PixelData",
@@ -61,7 +63,7 @@ def write(image: Image, context: Context, number: int, *, labelled: bool, single
     ds.LossyImageCompression = "00"
     _pixels(ds, frames, stored, image.volume.unit)
     _functional_groups(ds, geometry, image.slice_thickness_mm)
-    words = f"{image.description} (labelled)" if labelled else image.description
+    words = f"{cut_words(image.description, _LONGEST_LABELLED)} (labelled)" if labelled else image.description
     note = " The label lies in added rows below the image." if labelled else ""
     name = f"{image.name}/{kind}/single" if single else f"{image.name}/{kind}"
     add_common_modules(ds, context, Series(name, number, words, f"{image.description}.{note}", DERIVATION))

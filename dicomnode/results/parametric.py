@@ -21,6 +21,7 @@ from dicomnode.results.header import (
     without_patient_names,
 )
 from dicomnode.results.planes import arrange_frames, set_pixel_measures
+from dicomnode.results.wording import cut_words
 from pipelines import contract
 from pipelines.contract import Image, ParametricMap
 
@@ -45,7 +46,7 @@ def write(
     dark, bright = (float(value) for value in np.percentile(frames, _PERCENTILES))
     mapping = hd.pm.RealWorldValueMapping(
         lut_label="QUANTITY",
-        lut_explanation=finding.quantity.meaning[:64],
+        lut_explanation=cut_words(finding.quantity.meaning),
         slope=1.0,
         intercept=0.0,
         unit=_unit(finding.volume.unit),
@@ -60,7 +61,7 @@ def write(
         voi_lut_transformations=[_window(dark, bright)],
         derived_pixel_contrast=_contrast(finding),
         content_label="QUANTITY",
-        content_description=finding.description[:64],
+        content_description=cut_words(finding.description),
         **instance_arguments(context, name, number),
     )
     ds.ContentCreatorName = ""  # type 2 in PS3.3 table 10-12; highdicom leaves it out

@@ -13,6 +13,7 @@ from dicomnode.errors import InputRefused
 from dicomnode.results import concepts
 from dicomnode.results.header import Context, Series, add_common_modules, instance_arguments, without_patient_names
 from dicomnode.results.planes import arrange_frames, set_pixel_measures
+from dicomnode.results.wording import cut_words
 from pipelines import contract
 
 __all__ = ["write"]
@@ -44,7 +45,7 @@ def write(
         omit_empty_frames=bool(labels.any()),
         content_label="SEGMENTATION",
         content_creator_name="",
-        content_description=finding.description[:64],
+        content_description=cut_words(finding.description),
         **instance_arguments(context, name, number),
     )
     set_pixel_measures(ds, finding.grid, finding.slice_thickness_mm)
