@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import Tensor
 
 from model_zoo import pet_synthesis
@@ -47,6 +47,7 @@ from pipelines.contract import (
     Refused,
     Volume,
 )
+from pipelines.pet_prompt import parse_prompt
 from pipelines.pet_subject import Subject, prepare_subject
 
 if TYPE_CHECKING:
@@ -97,6 +98,11 @@ class Options(BaseModel):
         max_length=4,
         description="MMSE scores of further images, in place of the patient's",
     )
+    prompt: str = Field(
+        default="",
+        max_length=200,
+        description='covariates of a further image, in words: "a tau image with MMSE 13, female"',
+    )
     positive_centiloid: float = Field(
         default=24.0,
         ge=0,
@@ -118,6 +124,13 @@ class Options(BaseModel):
         if not 0 <= low <= high <= 1:
             raise ValueError(f"abstain_between has to be two probabilities in order; it is {low:g} to {high:g}")
         return self
+
+    @field_validator("prompt")
+    @classmethod
+    def _check_prompt(cls, prompt: str) -> str:
+        if prompt:
+            parse_prompt(prompt)
+        return prompt
 
     @property
     def tracers(self) -> tuple[str, str]:
@@ -240,9 +253,8 @@ def _sample_seed(seed: int, index: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{index}".encode()).digest()[:7], "big")
 
 
-def estimate_what_if(subject: Subject, covariates: pet_synthesis.Covariates, mmse: int, model: Model) -> Tensor:
-    """Return the posterior mean in SUVR (2, k, j, i) for another MMSE."""
-    other = replace(covariates, mmse=float(mmse))
+def estimate_what_if(subject: Subject, other: pet_synthesis.Covariates, model: Model) -> Tensor:
+    """Return the posterior mean in SUVR (2, k, j, i) for other covariates than the patient's."""
     x0 = _compute(
         model, lambda: pet_synthesis.predict_mean(model.network, subject.make_conditions(other, model.device))
     )
@@ -302,15 +314,19 @@ def _what_if_images(
     subject: Subject, covariates: pet_synthesis.Covariates, model: Model, delivery: _Delivery
 ) -> list[Finding]:
     """Return the what-if images, named so that they are not taken for this patient's; the own score is left out."""
+    prompts = [parse_prompt(f"MMSE {mmse}") for mmse in dict.fromkeys(delivery.options.what_if_mmse)]
+    if delivery.options.prompt:
+        prompts.append(parse_prompt(delivery.options.prompt))
     images: list[Finding] = []
-    for mmse in dict.fromkeys(delivery.options.what_if_mmse):
-        if mmse == covariates.mmse:
+    for prompt in prompts:
+        other = replace(covariates, **prompt.covariates)
+        if other == covariates:
             continue
-        words = f"WHAT IF MMSE {mmse} (not this patient's value)"
-        for target, volume in zip(
-            TARGETS, delivery.make_volumes(estimate_what_if(subject, covariates, mmse, model)), strict=True
-        ):
-            images.append(Image(f"{target} PET {words}", volume, f"{words}: {target} PET", delivery.thickness_mm))
+        words = f"WHAT IF {prompt.text} (not this patient's value)"
+        volumes = delivery.make_volumes(estimate_what_if(subject, other, model))
+        for target, volume in zip(TARGETS, volumes, strict=True):
+            if target in prompt.targets:
+                images.append(Image(f"{target} PET {words}", volume, f"{words}: {target} PET", delivery.thickness_mm))
     return images
 
 

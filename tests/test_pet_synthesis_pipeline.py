@@ -21,7 +21,7 @@ from model_zoo.physics.tracers import COMPOSITES
 from model_zoo.simulate.pet.activity import compute_block_fractions
 from model_zoo.structures import COUNT, number
 from model_zoo.training.pet_synthesis import RECIPE
-from pipelines import pet_numbers, pet_subject, pet_synthesis
+from pipelines import pet_numbers, pet_prompt, pet_subject, pet_synthesis
 from pipelines.anatomy import Anatomy
 from pipelines.contract import (
     Case,
@@ -308,8 +308,50 @@ def test_what_if_differs_by_the_score_alone(model: Model) -> None:
     options = pet_synthesis.Options(samples=2)
     covariates = pet_synthesis.network_covariates(PATIENT, options)
     found = pet_synthesis.estimate_pet(subject, covariates, model, options, 1)
-    assert torch.equal(pet_synthesis.estimate_what_if(subject, covariates, 24, model), found.mean)
-    assert not torch.equal(pet_synthesis.estimate_what_if(subject, covariates, 10, model), found.mean)
+    same, lower = (replace(covariates, mmse=score) for score in (24.0, 10.0))
+    assert torch.equal(pet_synthesis.estimate_what_if(subject, same, model), found.mean)
+    assert not torch.equal(pet_synthesis.estimate_what_if(subject, lower, model), found.mean)
+
+
+def test_a_sentence_asks_for_one_tracer_of_another_patient(model: Model) -> None:
+    found = _select_images(_run(model, samples=2, prompt="a tau image with later stage, MMSE 13, male"))
+    assert set(found) == {"amyloid PET", "tau PET", "tau PET WHAT IF MMSE 13, male (not this patient's value)"}
+    by_score = _select_images(_run(model, samples=2, what_if_mmse=(13,)))
+    name = "tau PET WHAT IF MMSE 13 (not this patient's value)"
+    asked = found["tau PET WHAT IF MMSE 13, male (not this patient's value)"].volume.data
+    assert not np.array_equal(asked, by_score[name].volume.data)
+
+
+@pytest.mark.parametrize(
+    ("sentence", "covariates", "targets"),
+    [
+        ("a tau image with later stage, MMSE 13", {"mmse": 13.0}, ("tau",)),
+        ("An amyloid PET with 70 years, female", {"age_years": 70.0, "sex": "F"}, ("amyloid",)),
+        ("APOE e4 2, p-tau217 0.45", {"e4": 2, "ptau217_pg_ml": 0.45}, ("amyloid", "tau")),
+    ],
+)
+def test_a_sentence_becomes_covariates(sentence: str, covariates: dict[str, Any], targets: tuple[str, ...]) -> None:
+    found = pet_prompt.parse_prompt(sentence)
+    assert dict(found.covariates) == covariates
+    assert found.targets == targets
+
+
+@pytest.mark.parametrize(
+    ("sentence", "words"),
+    [
+        ("a tau image with early stage, MMSE 13", "late window only"),
+        ("MMSE thirteen", "'mmse thirteen' is not understood"),
+        ("MMSE 31", "0 to 30 points"),
+        ("MMSE 3, MMSE 4", "said twice"),
+        ("20 years", "50 to 95"),
+        ("amyloid positive", "'amyloid positive' is not understood"),
+        ("a tau image with later stage", "names no covariate"),
+        ("MMSE 13, 70 years, female, e4 2, p-tau217 0.45", "longer than 40 characters"),
+    ],
+)
+def test_what_a_sentence_says_beyond_the_grammar_is_refused(sentence: str, words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        pet_synthesis.Options(prompt=sentence)
 
 
 def test_covariates_and_where_they_are_from_are_noted(model: Model) -> None:
