@@ -50,6 +50,8 @@ TABLE := $(BIN)/python -m benchmarks.reconstruction
 
 # Every table of docs/benchmarks.md in its order; each has a store of its own, since a stored row is not measured again.
 bench: $(INSTALLED) peers
+	$(TABLE) --set faults --subject 13 --slices 1 --method bart $(CLASSICAL) --method "ours: DDS posterior mean, samples kept within" --store build/benchmarks/faults.json
+	$(BIN)/python -m benchmarks.folding
 	$(TABLE) --set simulated $(CLASSICAL) $(OURS) --store build/benchmarks/simulated.json
 	$(TABLE) --set simulated $(SAMPLERS) --method ours --method cg --method "dds: mean" --method "ald: one" --store build/benchmarks/samplers.json
 	$(TABLE) --set real $(SAMPLERS) $(KEPT) --store build/benchmarks/real-samplers.json
