@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -308,7 +308,7 @@ def test_without_a_deployment_the_shipped_version_is_used_or_the_one_installed_f
 def test_a_result_of_a_share_far_from_the_current_version_is_held(
     tmp_path: Path, now: datetime, deployed: tuple[str, ...], limit_db: float, state: JobState
 ) -> None:
-    quality = {"hold_below": {reference.PSNR: limit_db}}
+    quality = {"hold_below": {reference.PSNR_MEASURED: limit_db}}
     route = make_route(steps=2, mean_steps=2, samples=2)
     running = Node(write_config(tmp_path, routes=[route], quality=quality))
     write_prior_bundle(running.config.models_dir / "mri_prior" / "10.0.0", "10.0.0", seed=3)
@@ -318,9 +318,11 @@ def test_a_result_of_a_share_far_from_the_current_version_is_held(
     assert cli.main(["--config", str(running.config.path), "work", "--once"]) == 0
     (job,) = running.jobs()
     assert (job.state, job.report["model"]) == (state, "mri_prior@10.0.0")
-    measured = job.report.get("reference", {}).get(reference.PSNR)
+    measured = job.report.get("reference", {}).get(reference.PSNR_MEASURED)
     assert (measured is not None) == bool(deployed)
-    held = f"{reference.PSNR} is {measured:.4g}, below the limit of 60" if state is JobState.HELD else "finished"
+    held = (
+        f"{reference.PSNR_MEASURED} is {measured:.4g}, below the limit of 60" if state is JobState.HELD else "finished"
+    )
     assert job.reason == held
 
 
@@ -338,9 +340,11 @@ def test_the_worst_image_and_the_overlap_of_all_labels_are_compared() -> None:
         return {each.name: round(each.value, 3) for each in reference.compare_findings(before, after)}
 
     assert compare([image("a", 1, 0), image("b", 1, 1)], [image("a", 1, 0), image("b", 1, 0.9)]) == {
-        reference.PSNR: round(20 * math.log10(1 / math.sqrt(0.005)), 3)
+        reference.PSNR_MADE: round(20 * math.log10(1 / math.sqrt(0.005)), 3)
     }
-    assert compare([image("a", 1)], []) == {reference.PSNR: 0.0}
+    assert compare([image("a", 1)], []) == {reference.PSNR_MADE: 0.0}
+    restored = replace(image("a", 1), modality="PT")
+    assert compare([restored], [restored]) == {reference.PSNR_MEASURED: 100.0}
     assert compare([labels("a", 1, 1, 0, 0), labels("b", 2)], [labels("a", 1, 0, 1, 0), labels("b", 2)]) == {
         reference.OVERLAP: round(2 * 2 / 6, 3)
     }
