@@ -14,7 +14,7 @@ from db.models import Job, Reading
 from db.result_files import OutputFile
 from db.states import InvalidTransition, JobState, ReadingVerdict
 
-__all__ = ["READABLE_STATES", "describe_readings", "find_latest", "record"]
+__all__ = ["READABLE_STATES", "add_notes", "describe_readings", "find_latest", "record"]
 
 READABLE_STATES = (JobState.DONE, JobState.HELD)
 """States of jobs whose results are read."""
@@ -28,13 +28,15 @@ def record(
     who: str,
     reason: str,
     sentence: str,
-    notes: Sequence[OutputFile] = (),
     now: datetime,
-) -> Reading:
-    """Record a decision on a job's result and enqueue the ``notes`` that state it. Raises InvalidTransition.
+) -> Reading | None:
+    """Record a decision on a job's result, or return None where it repeats the last one. Raises InvalidTransition.
 
     A held result is released or discarded by it.
     """
+    last = find_latest(session, job.id)
+    if last is not None and (last.verdict, last.who, last.reason) == (verdict, who, reason):
+        return None
     if job.state not in READABLE_STATES:
         raise InvalidTransition(f"job {job.id} is {job.state}; it has no result to read")
     if job.state is JobState.HELD:
@@ -45,12 +47,18 @@ def record(
         job_id=job.id, verdict=verdict, who=who, reason=reason, sentence=sentence, model=model, created_at=now
     )
     session.add(reading)
-    result_files.add_outputs(job, notes, now)
-    result_files.enqueue_deliveries(job, now, only={each.sop_instance_uid for each in notes})
-    detail = {"verdict": verdict, "who": who, "reason": reason, "notes": [each.sop_instance_uid for each in notes]}
+    detail = {"verdict": verdict, "who": who, "reason": reason}
     audit.append(session, subject="jobs", subject_id=job.id, event="read", detail=detail, now=now)
     session.flush()
     return reading
+
+
+def add_notes(session: Session, job: Job, notes: Sequence[OutputFile], *, now: datetime) -> None:
+    """Add the objects that state a decision to the results of its job, and deliver them."""
+    result_files.add_outputs(job, notes, now)
+    result_files.enqueue_deliveries(job, now, only={each.sop_instance_uid for each in notes})
+    detail = {"notes": [each.sop_instance_uid for each in notes]}
+    audit.append(session, subject="jobs", subject_id=job.id, event="reading noted", detail=detail, now=now)
 
 
 def find_latest(session: Session, job_id: int) -> Reading | None:

@@ -7,10 +7,12 @@ import io
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
 from pydicom import dcmread
+from pydicom.dataset import Dataset
 
 from db.models import Delivery, Event, Job, Output, Reading, Series
 from db.states import JobState
@@ -19,17 +21,30 @@ from dicomnode.storage import spool
 from dicomnode.web import figures, pictures
 from dicomnode.web.figures import JobPictures
 from tests.dciodvfy import find_errors_of_file
+from tests.identifying import make_deidentifier
 from tests.web_node import Web
 from tests.web_readings import SHIFT_MM, SLICE_OF_LESION_2, make_reading, study_page
 from tests.web_studies import PEERS, ROUTES, study_uid
 
 TWO_DESTINATIONS = ("pacs", "research")
+TAKERS = [peer | {"key_object": True} for peer in PEERS]
+"""Peers that take Key Object notes."""
+REASON = "motion as in the scan of her sister Anna Schmidt"
 
 
 @pytest.fixture
 def web(tmp_path: Path) -> Iterator[Web]:
-    with Web(tmp_path, sections={"routes": ROUTES, "peers": PEERS}) as running:
+    with Web(tmp_path, sections={"routes": ROUTES, "peers": TAKERS}) as running:
         yield running
+
+
+def decide(web: Web, job: int, verdict: str, who: str = "MK", reason: str = REASON) -> httpx.Response:
+    fields = {"verdict": verdict, "who": who, "reason": reason}
+    return web.client.post(f"/jobs/{job}/reading", data=fields, follow_redirects=True)
+
+
+def list_notes(web: Web) -> list[Output]:
+    return [row for row in web.rows(Output) if row.kind == "key object note"]
 
 
 def test_the_page_says_first_what_changed(web: Web) -> None:
@@ -94,49 +109,105 @@ def test_one_window_changes_images_of_every_unit(web: Web) -> None:
 @pytest.mark.slow
 def test_a_decision_becomes_a_note_for_each_destination_and_a_record(web: Web) -> None:
     job = make_reading(web, destinations=TWO_DESTINATIONS)
-    fields = {"verdict": "rejected", "who": "MK", "reason": "motion, the new lesions are artefacts"}
-    answer = web.client.post(f"/jobs/{job}/reading", data=fields, follow_redirects=True)
-    assert "Job 1: rejected; the decision goes to the destinations" in answer.text
-    assert "motion, the new lesions are artefacts" in answer.text
-    note = next(row for row in web.rows(Output) if row.kind == "key object note")
+    answer = decide(web, job, "rejected")
+    assert "Job 1: rejected; a note goes to the destinations that take Key Objects." in answer.text
+    assert REASON in answer.text
+    (note,) = list_notes(web)
     sent = sorted(row.destination for row in web.rows(Delivery) if row.output_id == note.id)
     assert sent == sorted(TWO_DESTINATIONS)
     ds = dcmread(spool.path(web.config.spool_dir, note.sha256))
     marking.check_marks(ds)
     assert ds.ConceptNameCodeSequence[0].CodeMeaning == "Quality Issue"
-    texts = [item.TextValue for item in ds.ContentSequence if "TextValue" in item]
-    assert "rejected by MK: motion, the new lesions are artefacts" in "\n".join(texts)
+    assert f"rejected by a reader.\r\nReader's words: MK: {REASON}" in read_texts(ds)
     items = [item for item in ds.ContentSequence if "ReferencedSOPSequence" in item]
     referred = {item.ReferencedSOPSequence[0].ReferencedSOPInstanceUID for item in items}
     own = {row.sop_instance_uid for row in web.rows(Output) if row.id != note.id}
     assert referred == own, "the note is about the result, not about the patient's images"
     reading = web.rows(Reading)[0]
     assert (reading.verdict, reading.who, reading.model) == ("rejected", "MK", "synthetic_dir@1.1.0")
-    assert any(event.event == "read" and event.detail["who"] == "MK" for event in web.rows(Event))
+    assert [event.event for event in web.rows(Event)][-2:] == ["read", "reading noted"]
     rows = list(csv.DictReader(io.StringIO(web.get("/readings.csv").text)))
     assert rows[0]["study_uid"] == study_uid("reading")
     assert rows[0]["sentence"].startswith("2 new and 1 enlarged")
 
 
+def read_texts(ds: Dataset) -> str:
+    return "\n".join(item.TextValue for item in ds.ContentSequence if "TextValue" in item)
+
+
 @pytest.mark.slow
 def test_the_note_keeps_to_the_standard(web: Web) -> None:
     job = make_reading(web)
-    web.client.post(f"/jobs/{job}/reading", data={"verdict": "accepted", "who": "Jörg", "reason": "plausible"})
-    note = next(row for row in web.rows(Output) if row.kind == "key object note")
+    decide(web, job, "accepted", "Jörg")
+    (note,) = list_notes(web)
     assert find_errors_of_file(spool.path(web.config.spool_dir, note.sha256)) == []
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("verdict", "state"), [("accepted", JobState.DONE), ("rejected", JobState.CANCELLED)])
-def test_a_decision_on_a_held_result_ends_the_wait(web: Web, verdict: str, state: JobState) -> None:
+def test_a_deidentified_note_has_nothing_of_what_the_reader_wrote(web: Web) -> None:
+    job = make_reading(web)
+    decide(web, job, "rejected", "Mueller-Klein")
+    (note,) = list_notes(web)
+    for keeps_age in (False, True):
+        deidentifier = make_deidentifier(patient_characteristics=keeps_age)
+        ds = deidentifier.read(spool.path(web.config.spool_dir, note.sha256))
+        marking.check_marks(ds)
+        assert "rejected by a reader." in read_texts(ds)
+        for word in ("Schmidt", "Anna", "sister", "Mueller", "Klein", "Meier"):
+            assert word not in str(ds.to_json_dict()), word
+
+
+def test_a_destination_without_key_objects_gets_no_note(tmp_path: Path) -> None:
+    with Web(tmp_path, sections={"routes": ROUTES, "peers": PEERS}) as web:
+        job = make_reading(web)
+        assert "No destination is configured for Key Object notes" in web.get(study_page()).text
+        before = len(web.rows(Delivery))
+        assert "Job 1: rejected and recorded here." in decide(web, job, "rejected").text
+        assert list_notes(web) == []
+        assert len(web.rows(Delivery)) == before
+        assert len(web.rows(Reading)) == 1
+
+
+@pytest.mark.slow
+def test_a_decision_that_is_sent_twice_counts_once(web: Web) -> None:
+    job = make_reading(web)
+    decide(web, job, "accepted")
+    assert "this decision was recorded before" in decide(web, job, "accepted").text
+    assert (len(web.rows(Reading)), len(list_notes(web))) == (1, 1)
+    decide(web, job, "rejected")
+    assert [row.verdict for row in web.rows(Reading)] == ["accepted", "rejected"], "another decision is another row"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("verdict", "state", "words"),
+    [
+        ("accepted", JobState.DONE, "Released by a person"),
+        ("rejected", JobState.CANCELLED, "Discarded by a person"),
+    ],
+)
+def test_a_decision_on_a_held_result_ends_the_wait(web: Web, verdict: str, state: JobState, words: str) -> None:
     job = make_reading(web, is_held=True)
     assert web.rows(Delivery) == []
-    web.client.post(f"/jobs/{job}/reading", data={"verdict": verdict, "who": "MK", "reason": "looked at it"})
+    decide(web, job, verdict)
     assert web.rows(Job)[0].state is state
-    assert bool(web.rows(Delivery)) == (verdict == "accepted"), "a rejected result leaves the node nowhere"
-    again = web.client.post(f"/jobs/{job}/reading", data={"verdict": "accepted", "who": "MK", "reason": "again"})
-    assert again.status_code == (303 if state is JobState.DONE else 409)
-    assert web.get(study_page()).status_code == 200, "what was decided stays on the page"
+    assert bool(web.rows(Delivery)) == bool(list_notes(web)) == (verdict == "accepted")
+    text = web.get(study_page()).text
+    assert "Held by the output gate" in text
+    assert words in text
+    assert "Passed the output gate" not in text
+    again = decide(web, job, "accepted", reason="again")
+    assert again.status_code == (200 if state is JobState.DONE else 409)
+
+
+@pytest.mark.slow
+def test_a_rejection_after_a_release_elsewhere_is_noted(web: Web) -> None:
+    """The page was loaded while the result was held; it was released before the rejection came."""
+    job = make_reading(web, is_held=True)
+    web.client.post(f"/jobs/{job}/release", data={"reason": "plausible"})
+    decide(web, job, "rejected")
+    assert web.rows(Job)[0].state is JobState.DONE
+    assert len(list_notes(web)) == 1
 
 
 def test_a_decision_needs_initials_and_a_reason(web: Web) -> None:
@@ -145,5 +216,8 @@ def test_a_decision_needs_initials_and_a_reason(web: Web) -> None:
     for missing in complete:
         fields = {name: value for name, value in complete.items() if name != missing}
         assert web.client.post(f"/jobs/{job}/reading", data=fields).status_code == 400
+    for who in ("A\\B", "a=b=c=d", "M^K", "M\x1bK<", "-", "(MK)"):
+        assert decide(web, job, "accepted", who).status_code == 400, who
     assert web.rows(Reading) == []
+    assert decide(web, 99, "accepted").status_code == 404
     assert web.get(f"/studies/{study_uid('nobody')}/reading").status_code == 404

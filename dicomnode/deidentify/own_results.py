@@ -1,7 +1,7 @@
 """De-identification of the node's own results.
 
 Their text was written by the node and states that they are synthetic: it stays, without what it may quote of the
-patient.
+patient, and without what a reader wrote.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dicomnode.config.deidentify import DeidentifyConfig
 from dicomnode.deidentify.values import OLDEST_YEARS, remove_words
 from dicomnode.reading import covariates
 from dicomnode.results import provenance
+from dicomnode.results.reader_decision import READERS_WORDS
 
 __all__ = ["KEPT_DESCRIPTORS", "clean_record", "clean_text", "is_own_result"]
 
@@ -38,7 +39,11 @@ def is_own_result(ds: Dataset) -> bool:
 
 
 def clean_text(text: str, profile: DeidentifyConfig) -> str:
-    """Remove the clauses that name characteristics of the patient; where these stay, ages above 89 become 90."""
+    """Remove a reader's words and the clauses that name characteristics of the patient; where these stay, ages above 89
+    become 90.
+    """
+    if READERS_WORDS in text:
+        text = "\r\n".join(line for line in text.splitlines() if not line.startswith(READERS_WORDS))
     if profile.patient_characteristics:
         return _YEARS.sub(lambda found: _cap_years(found.group()), text)
     lines = []

@@ -1,6 +1,7 @@
 """Key Object notes of a reader's decision, one for all destinations that have the same objects of the result.
 
-A held result that is rejected has left the node nowhere: no note tells of it. The notes are written in a child process,
+They go to the destinations that are configured for Key Objects (``key_object``), without one to none. A held result
+that is rejected has left the node nowhere: no note tells of it. The notes are written in a child process,
 because the writers import packages that the serving process does without.
 """
 
@@ -31,12 +32,12 @@ _NO_SOURCES = ("SR", "KO", "DOC")
 
 def write_notes(job: Job, decision: ReaderDecision, config: Config) -> list[OutputFile]:
     """Write the notes on a job's result to the spool. Raises InputRefused, NodeBusy."""
-    if job.state is JobState.HELD and not decision.is_accepted:
+    if job.state is not JobState.DONE:
         return []
     sources = [_path(config, each.instance.sha256) for each in job.inputs if _is_source(job, each.instance.series)]
     first = config.results.series_number_base + len({each.series_uid for each in job.outputs})
     notes = []
-    for number, (outputs, destinations) in enumerate(_group_destinations(job).items()):
+    for number, (outputs, destinations) in enumerate(_group_destinations(job, config).items()):
         objects = tuple(_path(config, output.sha256) for output in outputs)
         content = decoding.run(_encode_note, decision, tuple(sources), objects, config.results, job.key, first + number)
         notes.append(_store(config.spool_dir, content, destinations))
@@ -51,15 +52,13 @@ def _path(config: Config, sha256: str) -> Path:
     return spool.path(config.spool_dir, sha256)
 
 
-def _group_destinations(job: Job) -> dict[tuple[Output, ...], tuple[str, ...]]:
-    """Return the destinations by the objects of the result that they get; the node's own objects where it has none."""
+def _group_destinations(job: Job, config: Config) -> dict[tuple[Output, ...], tuple[str, ...]]:
+    """Return the destinations that get notes by the objects of the result that they have."""
     outputs = [each for each in job.outputs if each.kind in _KINDS and each.expired_at is None]
     groups: dict[tuple[Output, ...], tuple[str, ...]] = {}
-    for destination in job.destinations:
+    for destination in filter(config.sends_key_objects, job.destinations):
         own = tuple(each for each in outputs if each.destinations is None or destination in each.destinations)
         groups[own] = (*groups.get(own, ()), destination)
-    if not groups:
-        groups[tuple(each for each in outputs if not each.rendition)] = ()
     groups.pop((), None)
     return groups
 

@@ -17,7 +17,7 @@ from pydicom.uid import RawDataStorage
 
 from dicomnode.results import label
 from dicomnode.results.header import Context, Series, add_common_modules, document_arguments
-from dicomnode.results.reader_decision import ReaderDecision
+from dicomnode.results.reader_decision import READERS_WORDS, ReaderDecision
 from dicomnode.results.sr import device, evidence
 from pipelines.quality import Outcome, Verdict
 
@@ -69,8 +69,8 @@ def write_decision(decision: ReaderDecision, objects: Sequence[Dataset], context
             referenced_objects=results,
             observer_person_context=reader,
             observer_device_context=device(context),
-            description=f"{label.TEXT}. {context.provenance.pipeline}: {verb.lower()} by {decision.who}: "
-            f"{decision.reason}",
+            description=f"{label.TEXT}. {context.provenance.pipeline}: {verb.lower()} by a reader.\r\n"
+            f"{READERS_WORDS}{decision.who}: {decision.reason}",
         ),
         **document_arguments(context, name, number),
     )

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-__all__ = ["ReaderDecision"]
+__all__ = ["READERS_WORDS", "ReaderDecision"]
+
+READERS_WORDS = "Reader's words: "
+"""Beginning of the line of free text in a note; de-identification removes such lines."""
 
 
 @dataclass(frozen=True)

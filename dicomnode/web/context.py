@@ -43,10 +43,13 @@ _FLASH_MESSAGES = {
     "discarded": "Quarantine {}: discarded.",
     "shadow": "The shadow version is ended.",
     "route": "The study is offered to the routes again.",
-    "accepted": "Job {}: accepted; the decision goes to the destinations of the result.",
-    "rejected": "Job {}: rejected; the decision goes to the destinations that have the result.",
-    "acceptedonly": "Job {}: accepted and recorded here; no note could be written for the destinations.",
-    "rejectedonly": "Job {}: rejected and recorded here; no note could be written for the destinations.",
+    "accepted": "Job {}: accepted and recorded here.",
+    "rejected": "Job {}: rejected and recorded here.",
+    "acceptedsent": "Job {}: accepted; a note goes to the destinations that take Key Objects.",
+    "rejectedsent": "Job {}: rejected; a note goes to the destinations that take Key Objects.",
+    "acceptedunnoted": "Job {}: accepted and recorded here; no note could be written for the destinations.",
+    "rejectedunnoted": "Job {}: rejected and recorded here; no note could be written for the destinations.",
+    "read": "Job {}: this decision was recorded before.",
     "close": "The study is now treated as complete.",
 }
 _DONE_QUERY = re.compile(r"([a-z]+)(?:-(\d{1,18}))?")

@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import logging
+import re
+from dataclasses import dataclass
 
 from fastapi import APIRouter
-from sqlalchemy.orm import Session, joinedload
 from starlette.responses import RedirectResponse, Response
 
 from db import readings
 from db.models import Job
-from db.result_files import OutputFile
 from db.states import InvalidTransition, ReadingVerdict
-from dicomnode.errors import NodeError
+from dicomnode.errors import NodeError, NotAllowed, NotFound
 from dicomnode.execution import reading_notes
 from dicomnode.results.reader_decision import ReaderDecision
 from dicomnode.web.context import WebContext
 from dicomnode.web.forms import Form
+from dicomnode.web.holdings import require_uid
 from dicomnode.web.reading_page import summarize_job
 
 __all__ = ["add_routes"]
 
 _log = logging.getLogger(__name__)
 _MOST_CHARACTERS = {"who": 40, "reason": 300}
+_INITIALS = re.compile(r"[^\W_][\w .'-]*")
+"""Initials or a name without the separators of a DICOM person name (PS3.5 6.2.1): letters first."""
+
+
+@dataclass(frozen=True)
+class _Fields:
+    verdict: ReadingVerdict
+    who: str
+    reason: str
 
 
 def add_routes(routes: APIRouter, context: WebContext) -> None:
@@ -30,47 +40,72 @@ def add_routes(routes: APIRouter, context: WebContext) -> None:
 
     @routes.post("/jobs/{id:row}/reading")
     def read(id: int, form: Form) -> Response:
-        with context.readers() as session:
-            job = session.get(Job, id, options=[joinedload(Job.study)])
-            if job is None:
-                return context.error_page(404, f"Job {id} does not exist.", "/jobs")
-            back_path = f"/studies/{job.study.study_uid}/reading"
-            verdict, who, reason = _read_fields(form)
-            if verdict is None or not who or not reason:
-                return context.error_page(400, "A decision needs your initials and a reason.", back_path)
-            if job.state not in readings.READABLE_STATES:
-                return context.error_page(409, f"Job {id} has no result to read any more.", back_path)
-            decision = ReaderDecision(verdict is ReadingVerdict.ACCEPTED, who, reason, context.now())
-            notes = _write_notes(job, decision, context)
-            sentence = summarize_job(session, job).sentence
+        back_path = _find_page(context, id)
+        fields = _read_fields(form)
+        if isinstance(fields, str):
+            return context.error_page(400, fields, back_path)
         try:
-            with context.sessions.begin() as writing:
-                _record(writing, id, decision, sentence, notes or [])
-        except InvalidTransition:
-            return context.error_page(409, f"Job {id} was decided in the meantime.", back_path)
-        done = verdict if notes is not None else f"{verdict}only"
+            decision = _record(context, id, fields)
+        except NotFound as error:
+            return context.error_page(404, str(error), back_path)
+        except NotAllowed as error:
+            return context.error_page(409, str(error), back_path)
+        done = "read" if decision is None else _deliver_notes(context, id, decision)
         return RedirectResponse(f"{back_path}?job={id}&done={done}-{id}", 303)
 
 
-def _read_fields(form: dict[str, str]) -> tuple[ReadingVerdict | None, str, str]:
+def _find_page(context: WebContext, id: int) -> str:
+    with context.readers() as session:
+        job = session.get(Job, id)
+        return f"/studies/{require_uid(job.study.study_uid)}/reading" if job is not None else "/jobs"
+
+
+def _read_fields(form: dict[str, str]) -> _Fields | str:
+    """Return the fields of a decision, or the sentence that says what is wrong with them."""
     verdict = form.get("verdict", "")
-    who, reason = (" ".join(form.get(name, "").split())[:most] for name, most in _MOST_CHARACTERS.items())
-    return (ReadingVerdict(verdict) if verdict in list(ReadingVerdict) else None), who, reason
+    who, reason = (_clean(form.get(name, ""))[:most] for name, most in _MOST_CHARACTERS.items())
+    if verdict not in list(ReadingVerdict) or not who or not reason:
+        return "A decision needs your initials and a reason."
+    if not _INITIALS.fullmatch(who):
+        return "Initials are letters, digits, spaces, points, hyphens and apostrophes, a letter or digit first."
+    return _Fields(ReadingVerdict(verdict), who, reason)
 
 
-def _write_notes(job: Job, decision: ReaderDecision, context: WebContext) -> list[OutputFile] | None:
-    """Write the notes, or return None where that fails: the decision is recorded all the same."""
-    try:
-        return reading_notes.write_notes(job, decision, context.config)
-    except (NodeError, OSError) as error:
-        _log.error("web: no note of the decision on job %d: %s", job.id, type(error).__name__)
-        return None
+def _clean(text: str) -> str:
+    """Return the text on one line, without control characters."""
+    return "".join(each for each in " ".join(text.split()) if each.isprintable())
 
 
-def _record(session: Session, id: int, decision: ReaderDecision, sentence: str, notes: list[OutputFile]) -> None:
-    verdict = ReadingVerdict.ACCEPTED if decision.is_accepted else ReadingVerdict.REJECTED
-    job = session.get_one(Job, id, with_for_update=True)
-    readings.record(
-        session, job, verdict=verdict, who=decision.who, reason=decision.reason, sentence=sentence, notes=notes,
-        now=decision.at,
-    )  # fmt: skip
+def _record(context: WebContext, id: int, fields: _Fields) -> ReaderDecision | None:
+    """Record a decision; None where it repeats the last one. Raises NotFound, NotAllowed."""
+    with context.sessions.begin() as session:
+        job = session.get(Job, id, with_for_update=True)
+        if job is None:
+            raise NotFound(f"Job {id} does not exist.")
+        now = context.now()
+        try:
+            reading = readings.record(
+                session, job, verdict=fields.verdict, who=fields.who, reason=fields.reason,
+                sentence=summarize_job(session, job).sentence, now=now,
+            )  # fmt: skip
+        except InvalidTransition:
+            raise NotAllowed(f"Job {id} has no result to read any more.") from None
+        is_accepted = fields.verdict is ReadingVerdict.ACCEPTED
+        return ReaderDecision(is_accepted, fields.who, fields.reason, now) if reading is not None else None
+
+
+def _deliver_notes(context: WebContext, id: int, decision: ReaderDecision) -> str:
+    """Write and enqueue the notes on a recorded decision; return the name of the message on what was done."""
+    verb = "accepted" if decision.is_accepted else "rejected"
+    with context.readers() as session:
+        try:
+            notes = reading_notes.write_notes(session.get_one(Job, id), decision, context.config)
+        except (NodeError, OSError) as error:
+            _log.error("web: no note of the decision on job %d: %s", id, type(error).__name__)
+            return f"{verb}unnoted"
+    if not notes:
+        return verb
+    with context.sessions.begin() as session:
+        job = session.get_one(Job, id, with_for_update=True)
+        readings.add_notes(session, job, notes, now=context.now())
+    return f"{verb}sent"

@@ -119,6 +119,7 @@ def _reading_page(
         change=change,
         largest_shift=LARGEST_SHIFT,
         stretches=STRETCHES,
+        noted=[each for each in job.destinations if context.config.sends_key_objects(each)],
         reading=readings.find_latest(session, job.id),
         is_open=job.state in readings.READABLE_STATES,
         viewer=_viewer_address(session, context, job, at),
