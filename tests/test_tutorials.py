@@ -39,9 +39,12 @@ def follow(page: str, folder: Path, ports: Mapping[str, int]) -> None:
     """Run a page's steps, and compare the output of each with the one that the page shows."""
     steps = read_steps((TUTORIALS / page).read_text())
     printed = run_steps(steps, folder, ports, timeout_s=900)
-    for step, output in zip(steps, printed, strict=True):
-        if step.expected is not None:
-            assert matches(step.expected, output, ports), f"{step.command}\nprinted\n{output}\nnot\n{step.expected}"
+    wrong = [
+        f"{step.command}printed\n{output}\nnot\n{step.expected}"
+        for step, output in zip(steps, printed, strict=True)
+        if step.expected is not None and not matches(step.expected, output, ports)
+    ]
+    assert not wrong, "\n".join(wrong)
 
 
 @pytest.mark.peers

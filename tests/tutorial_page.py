@@ -76,7 +76,7 @@ def run_steps(steps: Sequence[Step], folder: Path, ports: Mapping[str, int], *, 
 def matches(expected: str, printed: str, ports: Mapping[str, int]) -> bool:
     """Return whether the output is the expected one. ``…`` stands for any text in a line, alone for any lines.
 
-    The width of spaces and rules does not count: it depends on the values in a table.
+    The width of spaces and rules does not count, because it depends on the values in a table.
     """
     pattern = "".join(_line_pattern(line) for line in _normalize(expected).splitlines())
     for shown, free in ports.items():
@@ -87,7 +87,7 @@ def matches(expected: str, printed: str, ports: Mapping[str, int]) -> bool:
 def _line_pattern(line: str) -> str:
     if line == "…":
         return r"(?:.*\n)*?"
-    return ".*".join(re.escape(part) for part in line.split("…")) + "\n"
+    return ".*".join(re.escape(part.strip()) for part in line.split("…")) + "\n"
 
 
 def _normalize(text: str) -> str:
