@@ -110,6 +110,8 @@ def test_the_viewer_opens_source_beside_result_at_the_slice_with_the_masks(brows
             page.wait_for_timeout(500)
         assert orange[1] > 50, "the lesion of the slice on the result"
         assert orange[0] < 50
+        assert page.get_by_text("SYN Lesions by location").count() == 1
+        assert page.get_by_text("SYN Measurements").count() == 0, "OHIF would show a black pane for the report"
 
 
 def count_orange(picture: bytes) -> list[int]:

@@ -34,7 +34,19 @@ const dicomnodeLayout = (() => {
     }],
   };
 })();
+
+/** Leave reports of this node out of the list of series: OHIF shows a black pane for measurements of segments. */
+function hideReports({ displaySetsAdded }) {
+  for (const each of displaySetsAdded) {
+    if (each.Modality === "SR" && each.SeriesDescription?.startsWith("SYN ")) each.excludeFromThumbnailBrowser = true;
+  }
+}
+
 window.config.extensions.push({
   id: "@dicomnode/extension-reading",
   getHangingProtocolModule: () => [{ name: dicomnodeLayout.id, protocol: dicomnodeLayout }],
+  onModeEnter({ servicesManager }) {
+    const { displaySetService } = servicesManager.services;
+    displaySetService.subscribe(displaySetService.EVENTS.DISPLAY_SETS_ADDED, hideReports);
+  },
 });
