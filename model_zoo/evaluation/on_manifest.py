@@ -81,9 +81,9 @@ def is_better(name: str, new: float, old: float) -> bool | None:
     """Return whether the new value is better; None where more is neither better nor worse, or both are equal."""
     if new == old or not math.isfinite(new + old):
         return None
-    if any(word in name for word in _HIGHER):
+    if any(part in name for part in _HIGHER):
         return new > old
-    return new < old if any(word in name for word in _LOWER) else None
+    return new < old if any(part in name for part in _LOWER) else None
 
 
 def _validate(recipe: Recipe[Any], c: Any, network: nn.Module, source: Source) -> dict[str, float]:
