@@ -25,6 +25,7 @@ COMMANDS = {
     "send": ("dicomnode.cli.send", "send", "Send files and folders to a peer by C-STORE."),
     "run": ("dicomnode.cli.run", "run", "Run a pipeline on DICOM or NIfTI files, without a node."),
     "deidentify": ("dicomnode.cli.deidentify", "deidentify", "Copy files without what identifies the patient."),
+    "export": ("dicomnode.cli.export", "export", "Write a study and its results as a BIDS dataset."),
     "studies": ("dicomnode.cli.studies", "app", "List, show, explain, close, route and replay studies."),
     "jobs": ("dicomnode.cli.jobs", "app", "List, show, retry, cancel, release and discard jobs."),
     "peers": ("dicomnode.cli.peers", "app", "List, echo, search and fetch from peers."),
@@ -48,7 +49,7 @@ COMMANDS = {
 _GROUPS = {
     "Run a node": ("init", "check", "serve", "work", "status", "demo"),
     "Studies and results": ("studies", "jobs", "quarantine", "notifications", "audit"),
-    "Send, fetch and convert": ("send", "peers", "kspace", "deidentify"),
+    "Send, fetch and convert": ("send", "peers", "kspace", "deidentify", "export"),
     "Pipelines and models": ("run", "pipelines", "models", "train", "evaluate", "data"),
     "Maintenance": ("storage", "backup", "restore", "viewer"),
 }

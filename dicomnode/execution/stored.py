@@ -39,7 +39,15 @@ from pipelines.contract import (
 )
 from pipelines.quality import Outcome, Verdict
 
-__all__ = ["StoredResult", "choose_job", "find_stored_page", "load_page", "read_result"]
+__all__ = [
+    "StoredResult",
+    "choose_job",
+    "find_stored_page",
+    "load_page",
+    "read_image",
+    "read_result",
+    "read_segmentation",
+]
 
 
 @dataclass(frozen=True)
@@ -134,7 +142,7 @@ def _read_images(
         series.setdefault(output.series_uid, []).append(output)
     for members in series.values():
         files = [paths[output.sop_instance_uid] for output in members]
-        yield _read_segmentation(files[0]) if members[0].kind == "segmentation" else _read_image(files)
+        yield read_segmentation(files[0]) if members[0].kind == "segmentation" else read_image(files)
 
 
 def _restore_names(
@@ -146,7 +154,8 @@ def _restore_names(
     return [replace(each, **next(images if isinstance(each, Image) else overlays, {})) for each in findings]
 
 
-def _read_image(files: Sequence[Path]) -> Image | ParametricMap:
+def read_image(files: Sequence[Path]) -> Image | ParametricMap:
+    """Read an image or a map from the result objects of one series. Raises InputRefused."""
     first = frames.read_header(files[0])
     series = volumes.read(files)
     volume = replace(series.volume, unit=_read_unit(first, series.volume.unit))
@@ -165,7 +174,8 @@ def _read_unit(ds: Dataset, default: str) -> str:
     return default if rescale_type == "US" else rescale_type
 
 
-def _read_segmentation(path: Path) -> Segmentation:
+def read_segmentation(path: Path) -> Segmentation:
+    """Read a segmentation from its result object, on the slices that hold a segment."""
     import highdicom as hd
 
     ds = hd.seg.segread(str(path))

@@ -14,7 +14,7 @@ from dicomnode.datasets import headers
 from dicomnode.nifti import facts as nifti_facts
 from dicomnode.nifti import images
 
-__all__ = ["MRD_SUFFIXES", "Candidate", "find_candidates", "find_reports", "list_files"]
+__all__ = ["MRD_SUFFIXES", "Candidate", "find_candidates", "find_reports", "list_dicom", "list_files"]
 
 MRD_SUFFIXES = (".h5", ".mrd")
 _RAW_DATA_STORAGE = "1.2.840.10008.5.1.4.1.1.66"
@@ -53,6 +53,11 @@ def list_files(source: Path) -> list[Path]:
     return [source.resolve()] if source.is_file() else []
 
 
+def list_dicom(source: Path) -> list[Path]:
+    """Return the DICOM files of a folder, or the file itself."""
+    return [path for path in list_files(source) if _is_dicom(path)]
+
+
 def find_candidates(source: Path, facts: Mapping[str, Any]) -> list[Candidate]:
     """Return every candidate of a folder or a file.
 
@@ -61,7 +66,7 @@ def find_candidates(source: Path, facts: Mapping[str, Any]) -> list[Candidate]:
     paths = list_files(source)
     found = [_describe_nifti(path, facts) for path in paths if images.is_nifti(path)]
     found += [Candidate("k-space", path.name, (path,), str(path), {}) for path in paths if path.suffix in MRD_SUFFIXES]
-    return found + _find_series([path for path in paths if _is_dicom(path)])
+    return found + _find_series(list_dicom(source))
 
 
 def find_reports(source: Path, group: str, sidecar: str) -> list[Path]:

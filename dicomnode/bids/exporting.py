@@ -1,0 +1,203 @@
+"""The files of a study as a BIDS dataset; what BIDS has no place for is listed and left out."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+
+from dicomnode.bids.dataset import Labels, find_suffix, open_derivative, open_raw, write_json, write_lookup
+from dicomnode.datasets import headers, objects
+from dicomnode.errors import InputRefused, NodeError
+from dicomnode.execution.stored import read_image, read_segmentation
+from dicomnode.nifti import images
+from dicomnode.nifti.results import describe_provenance, slug
+from dicomnode.reading import volumes
+from dicomnode.results.provenance import Provenance, read_provenance, read_record
+from pipelines.contract import Grid, Segmentation
+
+__all__ = ["Exported", "export"]
+
+_RESULTS = ("image", "parametric map", "segmentation", "report")
+_SECONDS = {"RepetitionTime": "tr_ms", "EchoTime": "te_ms", "InversionTime": "ti_ms"}
+_FACTS = {
+    "FlipAngle": "flip_angle_deg", "MagneticFieldStrength": "field_strength_t", "Manufacturer": "manufacturer",
+    "ManufacturersModelName": "model", "MRAcquisitionType": "acquisition_type", "BodyPart": "body_part",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Exported:
+    """One series: the file that was written, or the reason why there is none."""
+
+    series: str
+    file: str = ""
+    left_out: str = ""
+
+
+@dataclass(frozen=True)
+class _Series:
+    """Files of one series with the attributes of the first; ``instance_uids``: of all."""
+
+    paths: list[Path] = field(default_factory=list)
+    instance_uids: list[str] = field(default_factory=list)
+    attributes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        words = [str(self.attributes.get(key) or "") for key in ("SeriesNumber", "SeriesDescription")]
+        return " ".join(filter(None, words)) or self.paths[0].name
+
+
+def export(files: Sequence[Path], root: Path, labels: Labels, suffixes: Mapping[str, str]) -> list[Exported]:
+    """Write the dataset, or add a subject or session to it; return a row for each series.
+
+    ``suffixes``: BIDS suffix by series number, for series whose description names none.
+    Raises NotAllowed where the subject is there already, InputRefused for files of several studies or without one.
+    """
+    series = _group(files)
+    raw = [each for each in series if each.attributes.get("SyntheticData") != "YES"]
+    results = [each for each in series if each.attributes.get("SyntheticData") == "YES"]
+    if not raw:
+        raise InputRefused("there is no DICOM series of images to export")
+    if len({str(each.attributes.get("StudyInstanceUID")) for each in series}) > 1:
+        raise InputRefused("the files are of several studies: export one at a time, each with a --session of its own")
+    open_raw(root, labels)
+    written = _Raw(root, labels)
+    rows = [written.add(each, suffixes) for each in sorted(raw, key=lambda each: each.name)]
+    return rows + [_export_result(each, root, labels, written) for each in results]
+
+
+class _Raw:
+    """The raw images that were written: BIDS path and grid by the UID of each of their instances."""
+
+    def __init__(self, root: Path, labels: Labels) -> None:
+        self.root, self.labels = root, labels
+        self.by_instance: dict[str, tuple[str, Grid]] = {}
+        self._counts: Counter[str] = Counter()
+
+    def add(self, series: _Series, suffixes: Mapping[str, str]) -> Exported:
+        """Write one series of MR."""
+        modality = str(series.attributes.get("Modality") or "")
+        if modality != "MR":
+            return Exported(series.name, left_out=f"modality {modality}: only MR is exported as raw data")
+        suffix = suffixes.get(str(series.attributes.get("SeriesNumber"))) or find_suffix(series.attributes)
+        if not suffix:
+            number = series.attributes.get("SeriesNumber", "NUMBER")
+            return Exported(series.name, left_out=f"no BIDS suffix is known: state it by --suffix {number}=T2w")
+        try:
+            read = volumes.read(series.paths)
+        except NodeError as error:
+            return Exported(series.name, left_out=str(error))
+        self._counts[suffix] += 1
+        run = f"_run-{self._counts[suffix]}" if self._counts[suffix] > 1 else ""
+        path = self.labels.folder(self.root) / f"{self.labels.prefix}{run}_{suffix}.nii.gz"
+        images.write(path, read.volume.data, read.volume.grid, description="")
+        write_json(_beside(path, ".json"), _describe_raw(read.facts))
+        name = path.relative_to(self.root).as_posix()
+        self.by_instance |= dict.fromkeys(series.instance_uids, (name, read.volume.grid))
+        return Exported(series.name, name)
+
+
+def _export_result(series: _Series, root: Path, labels: Labels, raw: _Raw) -> Exported:
+    ds = dcmread(series.paths[0], stop_before_pixels=False)
+    kind = objects.kind_of(ds)
+    if kind not in _RESULTS:
+        return Exported(series.name, left_out=f"{kind}: another form of what is exported")
+    try:
+        made_by = read_provenance(ds, "")
+    except KeyError:
+        return Exported(series.name, left_out="it records no provenance")
+    folder = labels.folder(open_derivative(root, made_by))
+    origins = [raw.by_instance[uid] for uid in _list_sources(ds) if uid in raw.by_instance]
+    sources = [f"bids:raw:{name}" for name in dict.fromkeys(name for name, _ in origins)]
+    if kind == "report":
+        path = folder / f"{labels.prefix}_desc-measurements_synthetic.json"
+        write_json(path, {"Measurements": read_record(ds)["measurements"]} | describe_provenance(made_by, sources))
+    else:
+        path = _write_image(series, kind, folder, labels, made_by, sources, [grid for _, grid in origins])
+    return Exported(series.name, path.relative_to(root).as_posix())
+
+
+def _write_image(
+    series: _Series,
+    kind: str,
+    folder: Path,
+    labels: Labels,
+    made_by: Provenance,
+    sources: Sequence[str],
+    grids: Sequence[Grid],
+) -> Path:
+    found = read_segmentation(series.paths[0]) if kind == "segmentation" else read_image(series.paths)
+    name = re.sub(r"[^A-Za-z0-9]", "", slug(found.description).title())
+    described: dict[str, Any] = {"Description": found.description, "Sources": list(sources)}
+    if isinstance(found, Segmentation):
+        path = folder / f"{labels.prefix}_desc-{name}_dseg.nii.gz"
+        found = _extend(found, grids)
+        images.write(path, found.labels, found.grid)
+        write_lookup(_beside(path, ".tsv"), [(each.number, each.label) for each in found.segments])
+    else:
+        path = folder / f"{labels.prefix}_desc-{name}_synthetic.nii.gz"
+        images.write(path, found.volume.data, found.volume.grid)
+        described["Units"] = found.volume.unit
+    write_json(_beside(path, ".json"), described | describe_provenance(made_by, sources))
+    return path
+
+
+def _extend(found: Segmentation, grids: Sequence[Grid]) -> Segmentation:
+    """Return the segmentation on all voxels of its source; the object holds only the slices with a segment."""
+    for grid in grids[:1]:
+        steps = np.linalg.solve(grid.affine_mm, found.grid.affine_mm)
+        signs = np.sign(np.diagonal(steps)[:3])
+        if not np.allclose(steps[:3, :3], np.diag(signs), atol=1e-3) or not signs.all():
+            return found
+        counts = found.grid.shape[::-1]
+        places = [
+            np.round(start + sign * np.arange(count)).astype(int)
+            for start, sign, count in zip(steps[:3, 3], signs, counts, strict=True)
+        ]
+        if any(each.min() < 0 or each.max() >= n for each, n in zip(places, grid.shape[::-1], strict=True)):
+            return found
+        labels = np.zeros(grid.shape, np.uint8)
+        labels[np.ix_(*places[::-1])] = found.labels
+        return replace(found, labels=labels, grid=grid)
+    return found
+
+
+def _group(files: Sequence[Path]) -> list[_Series]:
+    """Return the series of images and of reports; files of other kinds are left out."""
+    found: dict[str, _Series] = {}
+    for path in files:
+        facts = headers.read(path)
+        if "Rows" not in facts.attributes and facts.attributes.get("SyntheticData") != "YES":
+            continue
+        series = found.setdefault(facts.series_uid, _Series(attributes=dict(facts.attributes)))
+        series.paths.append(path)
+        series.instance_uids.append(facts.sop_instance_uid)
+    return list(found.values())
+
+
+def _list_sources(ds: Dataset) -> list[str]:
+    """Return the UIDs of the instances that a result refers to as its sources, or as its evidence."""
+    items = [*(ds.get("SourceImageSequence") or []), *(ds.get("SourceInstanceSequence") or [])]
+    for study in ds.get("CurrentRequestedProcedureEvidenceSequence") or []:
+        for series in study.get("ReferencedSeriesSequence") or []:
+            items += series.get("ReferencedSOPSequence") or []
+    return [str(item.ReferencedSOPInstanceUID) for item in items]
+
+
+def _describe_raw(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the facts of an acquisition under BIDS' names; times in seconds. Nothing of the patient is among them."""
+    found = {name: facts[fact] / 1000 for name, fact in _SECONDS.items() if fact in facts}
+    return {"Modality": "MR"} | found | {name: facts[fact] for name, fact in _FACTS.items() if fact in facts}
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(images.strip_suffix(path) + suffix)
