@@ -67,6 +67,12 @@ class Options(BaseModel):
         le=64,
         description="posterior samples, from which the standard deviation comes",
     )
+    held_out: float = Field(
+        default=0.15,
+        ge=0,
+        le=0.5,
+        description="share of the acquired samples held out of two slices to scale the standard deviation; 0: none",
+    )
     mean_sigma_max: float = Field(
         default=0.3,
         gt=0,

@@ -54,6 +54,7 @@ from pipelines.inversion import (
     estimate_volume,
     is_volume,
 )
+from pipelines.spread import Spread, measure_spread
 
 if TYPE_CHECKING:
     from model_zoo.adaptation import Adaptation
@@ -136,6 +137,9 @@ def _reconstruct_image(
         prior, adaptation = adapt_prior(problem, model, options, _derive_seed(seed, -1))
         adaptation_calls = adaptation.evaluations
         extra = _measure_adaptation(adaptation)
+    progress(0.04, _with_label("spread against held-out samples", k))
+    spread = measure_spread(problem, prior, model, options, _derive_seed(seed, -2))
+    extra.append(_measure_factor(spread))
     volume = None
     if options.across_slices > 0 and is_volume(k):
         progress(0.05, _with_label("estimate across slices", k))
@@ -148,8 +152,9 @@ def _reconstruct_image(
         slices.append(_reconstruct_slice(one, x, k, model, options, _derive_seed(seed, i)))
     progress(0.95, "findings")
     image = Volume(torch.stack([s.image for s in slices]).numpy(), k.grid)
-    sd = Volume(uncertainty.pool_sd(torch.stack([s.sd for s in slices]).numpy(), _encoded_pixel(k)), k.grid)
-    calls = problem.A.sets * count_evaluations(options) + adaptation_calls / len(slices)
+    pooled = uncertainty.pool_sd(torch.stack([s.sd for s in slices]).numpy(), _encoded_pixel(k))
+    sd = Volume(uncertainty.calibrate_sd(pooled, image.data, spread.factor), k.grid)
+    calls = problem.A.sets * count_evaluations(options) + (adaptation_calls + spread.evaluations) / len(slices)
     fit = [*_measurements(k, problem, calls, [s.chi_square for s in slices]), *extra]
     return [*_findings(k, image, sd, options), *(replace(m, group=k.label) for m in fit)]
 
@@ -215,7 +220,7 @@ def _findings(k: KSpace, image: Volume, sd: Volume, options: Options) -> list[Fi
         ),
         ParametricMap(
             _with_label("standard deviation", k), sd, STANDARD_DEVIATION,
-            _describe(k, f"Standard deviation of {options.samples} posterior samples, pooled over neighbours"),
+            _describe(k, f"Standard deviation of {options.samples} samples, scaled by held-out data"),
             k.slice_thickness_mm, image_name=name,
         ),
         Segmentation(
@@ -228,7 +233,7 @@ def _findings(k: KSpace, image: Volume, sd: Volume, options: Options) -> list[Fi
 def _measurements(k: KSpace, problem: Problem, calls: float, chi_square: list[float]) -> list[Measurement]:
     measurements = [
         Measurement("acceleration", float(k.mask.size / k.mask.sum()), "1", "Positions over acquired samples"),
-        Measurement("denoiser evaluations", calls, "1", "Per slice: adaptation, estimate and all samples"),
+        Measurement("denoiser evaluations", calls, "1", "Per slice: adaptation, held-out data, estimate, all samples"),
         Measurement(
             "noise level", problem.noise_sd, "1",
             f"Standard deviation of a noise component, from {problem.noise_from}",
@@ -256,6 +261,13 @@ def _measurements(k: KSpace, problem: Problem, calls: float, chi_square: list[fl
 
 def _describe_maps(problem: Problem) -> str:
     return problem.maps_from if problem.A.sets == 1 else f"{problem.maps_from}, {problem.A.sets} sets (soft SENSE)"
+
+
+def _measure_factor(spread: Spread) -> Measurement:
+    return Measurement(
+        "sd factor", spread.factor, "1",
+        f"What multiplies the samples' standard deviation: {uncertainty.BEYOND:g} times what held-out data require",
+    )  # fmt: skip
 
 
 def _measure_adaptation(how: Adaptation) -> list[Measurement]:

@@ -102,7 +102,7 @@ def test_a_study_gives_image_deviation_region_and_measurements_on_the_asked_grid
     assert (sd.volume.data >= 0).all()
     assert sd.volume.data.max() > 0
     assert number(found, "acceleration") == pytest.approx(2.0, rel=0.02)
-    assert number(found, "denoiser evaluations") == 4 + 3 * 4
+    assert number(found, "denoiser evaluations") == 4 + 3 * 4 + (4 + 4 * 4)
     assert number(found, "noise level") == pytest.approx(3.0, rel=0.1)
 
 
@@ -154,6 +154,7 @@ def test_every_solver_runs_and_counts_its_evaluations(solver: str) -> None:
         {"solver": solver, "steps": 3, "mean_steps": 2, "samples": 2, "adaptation_steps": 2, "rapid_steps": 2}
     )
     k = acquire(1)
+    options = options.model_copy(update={"held_out": 0.0})
     counted = replace(model, network=Counting())
     found = recon.run(Case({"kspace": k}), counted, options, 1, lambda done, step: None)
     assert calls == 2 * number(found, "denoiser evaluations")

@@ -1,0 +1,96 @@
+"""The standard deviation of samples is scaled so that it holds for k-space that the samples were not made from."""
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from model_zoo import uncertainty
+from model_zoo.bundle import Model
+from model_zoo.operators import Fourier, centred_fft
+from pipelines import inversion, spread
+from pipelines.encoding import PRESCAN, Problem
+
+torch.set_num_threads(1)  # small arrays: threads that wait for each other cost more than they gain
+
+N, SIGMA_Y, PRIOR_SD = 64, 0.02, 0.27
+
+
+def randn(*shape: int, seed: int) -> Tensor:
+    return torch.view_as_complex(torch.randn(*shape, 2, generator=torch.Generator().manual_seed(seed)))
+
+
+class WhitePrior(nn.Module):
+    """F of the EDM denoiser of a white Gaussian prior of the assumed sd, for which it is zero: D = c_skip x."""
+
+    stride = 1
+
+    def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
+        return torch.zeros_like(x)
+
+
+def white_model() -> Model:
+    return Model("white", "1", "", {}, WhitePrior(), {"sigma_data": PRIOR_SD}, "cpu", False)
+
+
+def acquire(truth_sd: float) -> Problem:
+    """Return half of the samples of two white images of ``truth_sd``, one coil."""
+    x = truth_sd * randn(2, N, N, seed=1)
+    mask = torch.rand(2, N, N, generator=torch.Generator().manual_seed(2)) < 0.5
+    A = Fourier(torch.ones(2, 1, N, N, dtype=torch.complex64), mask)
+    y = mask[:, None] * (centred_fft(x)[:, None] + SIGMA_Y * randn(2, 1, N, N, seed=3))
+    return Problem(A, y, torch.full((2,), SIGMA_Y), torch.ones(2, N, N), SIGMA_Y, "one coil", PRESCAN)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("times", [1.5, 3.0])
+def test_a_prior_that_is_too_sure_by_a_factor_gets_its_sd_multiplied_by_it(times: float) -> None:
+    options = inversion.Options(steps=120, mean_steps=10, dds_sigma_max=20.0, momentum=0.0)
+    found = spread.measure_spread(acquire(times * PRIOR_SD), white_model(), white_model(), options, 1)
+    assert found.factor / uncertainty.BEYOND == pytest.approx(times, rel=0.12)
+    assert found.evaluations == 2 * (10 + 4 * 120)
+
+
+def test_nothing_held_out_gives_the_usual_factor_without_an_evaluation() -> None:
+    options = inversion.Options(held_out=0.0)
+    found = spread.measure_spread(acquire(1.0), white_model(), white_model(), options, 1)
+    assert found == spread.Spread(uncertainty.spread_factor(0.0, 0.0, 0.0), 0)
+
+
+factor: Callable[[float, float, float], float] = uncertainty.spread_factor
+
+
+def test_without_noise_the_factor_is_the_root_of_error_over_variance() -> None:
+    assert factor(9.0, 0.0, 1.0) == pytest.approx(3 * uncertainty.BEYOND)
+    assert factor(9.0, 5.0, 1.0) < factor(9.0, 0.0, 1.0)
+
+
+def test_noise_that_hides_the_error_leaves_the_usual_factor_and_never_less_than_the_samples() -> None:
+    usual = factor(0.0, 0.0, 0.0)
+    assert factor(1000.1, 1000.0, 0.06) == pytest.approx(usual, rel=0.02)
+    assert factor(500.0, 1000.0, 0.06) == uncertainty.BEYOND
+
+
+def test_a_calibrated_sd_keeps_its_order_and_its_mean_and_varies_by_half() -> None:
+    rng = np.random.default_rng(0)
+    sd = np.exp(rng.normal(0, 0.5, (2, 40, 40))).astype(np.float32) * np.array([1, 10], np.float32)[:, None, None]
+    image = np.ones_like(sd)
+    found = uncertainty.calibrate_sd(sd, image, 2.0)
+    for before, after in zip(sd, found, strict=True):
+        np.testing.assert_array_equal(np.argsort(before, axis=None), np.argsort(after, axis=None))
+        assert np.log(after).std() == pytest.approx(0.5 * np.log(before).std(), rel=1e-3)
+    uniform = np.full((1, 8, 8), 0.3, np.float32)
+    np.testing.assert_allclose(uncertainty.calibrate_sd(uniform, np.ones_like(uniform), 2.0), 0.6, rtol=1e-6)
+    per_unit = partial(uncertainty.calibrate_sd, factor=2.0)
+    np.testing.assert_allclose(per_unit(7 * sd, 7 * image), 7 * found, rtol=1e-5)
+
+
+def test_air_does_not_set_the_level_of_the_sd() -> None:
+    sd = np.full((1, 20, 20), 0.3, np.float32)
+    image = np.ones_like(sd)
+    image[:, :, 10:] = 0
+    sd[:, :, 10:] = 1e-3
+    np.testing.assert_allclose(uncertainty.calibrate_sd(sd, image, 1.0)[:, :, :10], 0.3, rtol=1e-6)
