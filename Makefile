@@ -59,6 +59,7 @@ bench: $(INSTALLED) peers
 	$(TABLE) --set real --acceleration 2 --acceleration 3 --acceleration 4 --method adadiff --method "ours: DDS posterior mean, samples kept exactly" --store build/benchmarks/adadiff.json
 	$(BIN)/python -m benchmarks.pet_unet
 	$(BIN)/python -m benchmarks.latency
+	$(BIN)/python -m benchmarks.reconstruction_parts
 	$(BIN)/python -m benchmarks.real_dir
 	$(BIN)/python -m benchmarks.real_longitudinal
 	$(BIN)/python -m benchmarks.ingest
