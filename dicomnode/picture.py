@@ -56,12 +56,13 @@ def draw(kspace_file: Path, results: Sequence[StoredResult], picture: Path, *, t
 def classical_images(kspace: KSpace) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return the magnitudes of the zero-filled and the L1-wavelet image of the middle slice."""
     from model_zoo import classical
+    from model_zoo.operators import magnitude
     from pipelines.encoding import prepare_image
 
     middle = kspace.samples.shape[0] // 2
     problem = prepare_image(kspace).slices(middle, middle + 1)
     images = classical.zero_filled(problem.A, problem.y), classical.l1_wavelet(problem.A, problem.y, L1_WEIGHT)
-    first, second = (image[0].abs().numpy() for image in images)
+    first, second = (magnitude(image)[0].numpy() for image in images)
     return first, second
 
 

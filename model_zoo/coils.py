@@ -18,6 +18,7 @@ from model_zoo.operators import centred_ifft
 
 __all__ = [
     "CROP",
+    "Block",
     "Espirit",
     "bound_noise_level",
     "combine_coils",

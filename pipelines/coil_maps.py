@@ -6,23 +6,30 @@ sets of maps then explain the data (soft SENSE, Uecker 2014), with an image each
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from scipy.ndimage import uniform_filter
+from scipy.ndimage import median_filter
 from torch import Tensor
 
 from model_zoo import coils
 from pipelines.contract import KSpace, Refused
 
-__all__ = ["MIN_CALIBRATION", "CoilModel", "calibration_sides", "crop_to_calibration", "find_block", "make_coil_model"]
+__all__ = [
+    "CoilModel",
+    "calibration_sides",
+    "crop_to_calibration",
+    "find_block",
+    "make_coil_model",
+    "measure_unexplained",
+]
 
 CALIBRATION = 24
 """Largest side of the calibration block used; ESPIRiT needs at least MIN_CALIBRATION."""
 MIN_CALIBRATION = 12
+ESPIRIT, LOW_PASS = "ESPIRiT", "low-pass calibration images"
 SETS = 2
 LEAST_FOLDED = 0.002
 """Share of the object with a second set of sensitivities from which on two sets are used."""
@@ -48,7 +55,6 @@ class CoilModel:
     maps: Tensor
     maps_from: str
     folded_share: float | None = None
-    unexplained_share: float | None = None
 
     def gain(self) -> Tensor:
         """Return what turns images into those of the coils as received: (slice, a, b), or (slice, set, set, a, b).
@@ -105,11 +111,19 @@ def find_block(k: KSpace) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def _find_peak(k: KSpace) -> tuple[int, int]:
-    """Return the place of the strongest samples (a, b), in the calibration block where there is one."""
+    """Return the place of the strongest samples (a, b), in the calibration block where there is one.
+
+    The median of 3 x 3 samples leaves out a spike, which is one sample or two. The middle is returned where no sample
+    has enough neighbours.
+    """
     na, nb = k.samples.shape[2:]
     (a0, a1), (b0, b1) = k.calibration or ((0, na), (0, nb))
-    energy = (np.abs(k.samples[..., a0:a1, b0:b1]).astype(np.float64) ** 2).sum(axis=(0, 1))
-    a, b = np.unravel_index(np.argmax(uniform_filter(energy, 3)), energy.shape)
+    energy = np.zeros((a1 - a0, b1 - b0))
+    for one in k.samples:
+        energy += median_filter((np.abs(one[:, a0:a1, b0:b1]).astype(np.float64) ** 2).sum(axis=0), 3)
+    if not energy.any():
+        return na // 2, nb // 2
+    a, b = np.unravel_index(np.argmax(energy), energy.shape)
     return a0 + int(a), b0 + int(b)
 
 
@@ -132,36 +146,49 @@ def crop_to_calibration(k: KSpace, y: Any) -> Any:
     return y[..., a0:a1, b0:b1]
 
 
-def _estimate_maps(k: KSpace, calibration: Tensor) -> tuple[Tensor, str, float | None, float | None]:
-    """Return the maps, their source, and the shares of the object that fold and that the maps do not explain."""
+def _estimate_maps(k: KSpace, calibration: Tensor) -> tuple[Tensor, str, float | None]:
+    """Return the maps, their source, and the largest share of the object, in any slice, with a second set."""
     shape, block = (k.samples.shape[2], k.samples.shape[3]), find_block(k)
     if min(calibration_sides(k)) < MIN_CALIBRATION:
         maps = torch.stack([coils.estimate_low_pass_maps(c, shape, block) for c in calibration])
-        return maps, "low-pass calibration images", None, None
-    found = [coils.estimate_espirit_sets(c, shape, count=SETS) for c in calibration]
-    images = coils.make_low_pass_images(calibration, shape, block)
-    folded_share = _measure_folding(found, images)
-    maps = torch.stack([one.maps for one in found])
-    maps = maps if folded_share > LEAST_FOLDED else maps[:, 0]
-    return maps, "ESPIRiT", folded_share, _measure_unexplained(maps, images, coils.low_pass_variance(shape, block))
+        return maps, LOW_PASS, None
+    found, shares = zip(*(_estimate_sets(c, shape, block) for c in calibration), strict=True)
+    if max(map(len, found)) == 1:
+        return torch.cat(found), ESPIRIT, max(shares)
+    maps = torch.zeros((len(found), SETS, *found[0].shape[1:]), dtype=torch.complex64)
+    for n, one in enumerate(found):
+        maps[n, : len(one)] = one
+    return maps, ESPIRIT, max(shares)
 
 
-def _measure_folding(found: Sequence[coils.Espirit], images: Tensor) -> float:
-    """Return the largest share of the object, in any slice, in which two sets explain the calibration data."""
-    second = torch.stack([one.values[1] for one in found]) > coils.CROP
-    inside = coils.find_object(images)
-    return float(((second & inside).flatten(1).sum(dim=1) / inside.flatten(1).sum(dim=1).clamp_min(1)).max())
+def _estimate_sets(calibration: Tensor, shape: tuple[int, int], block: coils.Block) -> tuple[Tensor, float]:
+    """Return the maps of one slice (set, coil, a, b) that it needs, and the share of the object with a second set."""
+    found = coils.estimate_espirit_sets(calibration, shape, count=SETS)
+    inside = coils.find_object(coils.make_low_pass_images(calibration, shape, block))
+    share = float((found.values[1] > coils.CROP)[inside].float().mean())
+    return (found.maps if share > LEAST_FOLDED else found.maps[:1].clone()), share
 
 
-def _measure_unexplained(maps: Tensor, images: Tensor, variance: float) -> float:
-    """Return the largest share of the coils' energy that the maps do not explain. Raises Refused above
+def measure_unexplained(k: KSpace, y: Tensor, maps: Tensor, sigma: float) -> float | None:
+    """Return the largest share of the coils' local energy that the maps do not explain, or None without calibration
+    lines for it.
+
+    ``y``: samples of the coils of ``maps`` (slice, coil, a, b) with white noise of ``sigma``. Raises Refused above
     MOST_UNEXPLAINED.
     """
-    shares = coils.measure_unexplained(maps, images, variance)
-    worst = int(shares.argmax())
+    if min(calibration_sides(k)) < MIN_CALIBRATION:
+        return None
+    shape, block = (k.samples.shape[2], k.samples.shape[3]), find_block(k)
+    variance = sigma**2 * coils.low_pass_variance(shape, block)
+    shares = []
+    for S, calibration in zip(maps, crop_to_calibration(k, y), strict=True):
+        images = coils.make_low_pass_images(calibration, shape, block)
+        shares.append(float(coils.measure_unexplained(S[None], images[None], variance)))
+    worst = int(np.argmax(shares))
     if shares[worst] > MOST_UNEXPLAINED:
         raise Refused(
-            f"k-space: the coils' maps do not explain {100 * float(shares[worst]):.0f} % of the local energy in slice "
-            f"{worst + 1} of {len(shares)}: more than {SETS} places fold into one, or the calibration lines are damaged"
+            f"k-space: the coils' maps do not explain {100 * shares[worst]:.0f} % of the local energy in slice "
+            f"{worst + 1} of {len(shares)}: more than {SETS} places fold into one, the object moved since the maps "
+            "were measured, or the calibration lines are damaged"
         )
-    return float(shares[worst])
+    return shares[worst]

@@ -12,7 +12,15 @@ from torch import Tensor
 
 from model_zoo import classical, coils, noise
 from model_zoo.operators import Fourier, magnitude, per_element
-from pipelines.coil_maps import CoilModel, calibration_sides, crop_to_calibration, find_block, make_coil_model
+from pipelines.coil_maps import (
+    ESPIRIT,
+    CoilModel,
+    calibration_sides,
+    crop_to_calibration,
+    find_block,
+    make_coil_model,
+    measure_unexplained,
+)
 from pipelines.contract import KSpace, Refused
 
 __all__ = ["Problem", "check_acquisition", "check_kspace", "find_noise", "prepare_acquisition", "prepare_image"]
@@ -46,7 +54,8 @@ class Problem:
     whitening; ``maps_from`` and ``noise_from`` say where maps and noise level come from. ``coil_loss``: largest share
     of the local energy that the compression of the coils loses; ``folded_share``: largest share of the object, in any
     slice, in which two places fold into one; ``unexplained_share``: largest share of the local energy of the coils that
-    the maps do not explain. The last two are None where ESPIRiT did not estimate the maps.
+    the maps do not explain. The last two are None where they were not measured: on maps not by ESPIRiT, the share that
+    folds on images with the maps of another, the other on images without calibration lines.
     """
 
     A: Fourier
@@ -101,6 +110,8 @@ def check_acquisition(images: Sequence[KSpace]) -> None:
 
     One without calibration lines may use the maps of another on the same grid.
     """
+    for k in images:
+        _check_sizes(k)
     map_source = _choose_map_source(images)
     for k in images:
         borrows = k is not map_source and map_source.calibration is not None and _share_coil_maps(k, map_source)
@@ -109,8 +120,7 @@ def check_acquisition(images: Sequence[KSpace]) -> None:
 
 def check_kspace(k: KSpace, *, borrows: bool = False) -> None:
     """Raise Refused unless the k-space can be reconstructed honestly; ``borrows``: with the maps of another image."""
-    if k.samples.ndim != 4 or k.mask.shape != (k.samples.shape[0], *k.samples.shape[2:]):
-        raise Refused(f"k-space: samples {k.samples.shape} and sampling mask {k.mask.shape} contradict each other")
+    _check_sizes(k)
     slices, count = k.samples.shape[:2]
     if k.grid.shape[0] != slices:
         raise Refused(f"k-space: {slices} slices acquired, but the image grid has {k.grid.shape[0]}")
@@ -131,6 +141,14 @@ def check_kspace(k: KSpace, *, borrows: bool = False) -> None:
         )
     if count > 1 and not borrows:
         _check_calibration(k)
+
+
+def _check_sizes(k: KSpace) -> None:
+    if k.samples.ndim != 4 or k.mask.shape != (k.samples.shape[0], *k.samples.shape[2:]):
+        raise Refused(f"k-space: samples {k.samples.shape} and sampling mask {k.mask.shape} contradict each other")
+    ranges = zip(k.calibration or (), k.mask.shape[1:], strict=False)
+    if any(not 0 <= start < stop <= n for (start, stop), n in ranges):
+        raise Refused(f"k-space: calibration lines {k.calibration} are none, or outside the matrix {k.mask.shape[1:]}")
 
 
 def _check_coils(k: KSpace) -> None:
@@ -197,9 +215,6 @@ def _check_calibration(k: KSpace) -> None:
         raise Refused(
             f"k-space: only {min(calibration_sides(k))} calibration lines for several coils; at least 4 are needed"
         )
-    ranges = zip(k.calibration or (), k.mask.shape[1:], strict=True)
-    if any(start < 0 or stop > n for (start, stop), n in ranges):
-        raise Refused(f"k-space: calibration lines {k.calibration} lie outside the matrix {k.mask.shape[1:]}")
     (a0, a1), (b0, b1) = find_block(k)
     if not k.mask[:, a0:a1, b0:b1].all():
         raise Refused(f"k-space: the calibration block {k.calibration} was not fully sampled")
@@ -226,7 +241,11 @@ def prepare_acquisition(images: Sequence[KSpace], *, coil_loss: float = COIL_LOS
     models = [
         shared if _share_coil_maps(k, map_source) else make_coil_model(k, coil_loss, found[id(k)][0]) for k in images
     ]
-    return [_make_problem(k, model, *found[id(k)]) for k, model in zip(images, models, strict=True)]
+    problems = [_make_problem(k, model, *found[id(k)]) for k, model in zip(images, models, strict=True)]
+    return [
+        replace(p, folded_share=None) if model is shared and k is not map_source else p
+        for k, model, p in zip(images, models, problems, strict=True)
+    ]
 
 
 def _choose_map_source(images: Sequence[KSpace]) -> KSpace:
@@ -253,6 +272,8 @@ def _make_problem(k: KSpace, coil_model: CoilModel, covariance: Tensor, noise_fr
     W, maps = coil_model.W, coil_model.maps
     sigma = float((W @ covariance @ W.conj().T).diagonal().real.mean().sqrt())
     A, y = Fourier(maps, torch.from_numpy(k.mask)), coils.combine_coils(W, torch.from_numpy(k.samples))
+    measures = coil_model.maps_from == ESPIRIT
+    unexplained = measure_unexplained(k, y, maps, sigma) if measures else None
     level = _signal_level(A, y)
     if not float(level.max()) > 0:
         raise Refused("k-space: no slice holds a signal that exceeds the noise")
@@ -268,7 +289,7 @@ def _make_problem(k: KSpace, coil_model: CoilModel, covariance: Tensor, noise_fr
         noise_from,
         coil_model.loss,
         coil_model.folded_share,
-        coil_model.unexplained_share,
+        unexplained,
     )
 
 

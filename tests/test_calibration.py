@@ -1,5 +1,6 @@
 """The calibration block by kind of sampling and place of the echo, and the maps that it gives."""
 
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -10,10 +11,12 @@ from numpy.typing import NDArray
 from dicomnode.mrd.calibration import Block, find_calibration_block
 from model_zoo import classical, masks
 from model_zoo.data_kit import data_root
+from model_zoo.operators import centred_fft
 from model_zoo.simulate.kspace import simulate_scan
 from pipelines import encoding
 from pipelines.coil_maps import find_block
-from pipelines.contract import Grid, KSpace
+from pipelines.contract import Grid, KSpace, Refused
+from tests.test_mri_reconstruction import acquire, receive_maps, truth
 
 torch.set_num_threads(1)  # small arrays: threads that wait for each other cost more than they gain
 
@@ -113,6 +116,70 @@ def test_the_used_part_lies_about_the_echo(offset: int) -> None:
     assert (a1 - a0, b1 - b0) == (24, 24)
     assert abs((a0 + a1) / 2 - NA // 2 - offset) <= 1
     assert abs((b0 + b1) / 2 - NB // 2) <= 1
+
+
+@pytest.mark.parametrize("coils", [1, 4])
+def test_one_spike_moves_neither_the_block_nor_the_phase(coils: int) -> None:
+    k = acquire(coils)
+    samples, mask = k.samples.copy(), k.mask.copy()
+    mask[0, 6, 30] = True
+    samples[0, :, 6, 30] = 3 * np.abs(samples).max()
+    spoilt = replace(k, samples=samples, mask=mask)
+    assert find_calibration_block(samples, mask) == find_calibration_block(k.samples, k.mask)
+    for calibration in (k.calibration, None)[: 2 if coils == 1 else 1]:
+        there, found = (
+            encoding.prepare_image(replace(each, calibration=calibration, noise=None)) for each in (k, spoilt)
+        )
+        turn = [(A.maps[1, 0, 1:] * A.maps[1, 0, :-1].conj()).sum().angle() for A in (there.A, found.A)]
+        assert abs(float(turn[1] - turn[0])) < 0.11  # a row of 64 is 0.098 radians
+
+
+@pytest.mark.parametrize("block", [((-2, 10), (0, 24)), ((5, 5), (0, 24)), ((70, 94), (0, 24))])
+def test_a_block_outside_the_matrix_is_refused(block: Block) -> None:
+    with pytest.raises(Refused, match="outside the matrix"):
+        encoding.check_acquisition([replace(acquire(4), calibration=block)])
+
+
+def test_samples_without_a_slice_axis_are_refused() -> None:
+    k = acquire(4)
+    with pytest.raises(Refused, match="contradict"):
+        encoding.check_acquisition([replace(k, samples=k.samples[0])])
+
+
+def move(k: KSpace, rows: int) -> KSpace:
+    """Return the acquisition of the phantom moved by ``rows`` under the same coils, less bright."""
+    y = centred_fft(receive_maps(4) * torch.roll(0.5 * truth(), rows, 1)[:, None]).numpy()
+    return replace(k, samples=(y * k.mask[:, None]).astype(np.complex64))
+
+
+def test_each_contrast_is_measured_against_the_maps_that_it_uses() -> None:
+    first = acquire(4)
+    still = replace(move(first, 0), label="still")
+    without = replace(still, calibration=None, label="no lines")
+    source, same, unmeasured = encoding.prepare_acquisition([first, still, without])
+    assert source.unexplained_share is not None
+    assert same.unexplained_share is not None
+    assert same.unexplained_share != source.unexplained_share
+    assert same.unexplained_share < 0.1
+    assert unmeasured.unexplained_share is None
+    assert [p.folded_share is None for p in (source, same, unmeasured)] == [False, True, True]
+    with pytest.raises(Refused, match="the object moved since the maps were measured"):
+        encoding.prepare_acquisition([first, move(first, 12)])
+
+
+def test_the_search_needs_the_memory_of_one_slice() -> None:
+    samples = np.ones((32, 4, 128, 128), np.complex64)
+    mask = np.ones((32, 128, 128), np.bool_)
+    tracemalloc.start()
+    find_calibration_block(samples, mask)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < samples.nbytes / 4
+
+
+def test_an_object_inside_the_field_of_view_keeps_no_second_set() -> None:
+    maps = encoding.prepare_image(acquire(4)).A.maps
+    assert maps.untyped_storage().nbytes() == maps.numel() * maps.element_size()
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from dicomnode.picture import classical_images
 from model_zoo import masks
 from model_zoo.operators import centred_fft
 from pipelines import inversion, spread
@@ -58,3 +59,7 @@ def test_slices_that_fold_are_not_coupled() -> None:
             replace(acquire_folded(), grid=grid((2, 64, 30), (1.0, 3.0, 3.0)), slice_thickness_mm=1.0),
             QUICK.model_copy(update={"across_slices": 3.0}),
         )
+
+
+def test_the_comparison_picture_shows_one_wrapped_image_per_method() -> None:
+    assert [image.shape for image in classical_images(acquire_folded())] == [(64, 30), (64, 30)]

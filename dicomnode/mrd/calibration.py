@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import uniform_filter
+from scipy.ndimage import median_filter
 
 __all__ = ["find_calibration_block"]
 
@@ -28,7 +28,11 @@ def find_calibration_block(samples: NDArray[np.complex64], mask: NDArray[np.bool
     """
     sampled: NDArray[np.bool_] = np.all(mask, axis=0)
     na, nb = sampled.shape
-    energy = uniform_filter((np.abs(samples).astype(np.float64) ** 2).sum(axis=(0, 1)), 3)
+    energy = np.zeros((na, nb))
+    for one in samples:
+        for coil in one:
+            energy += np.abs(coil) ** 2
+    energy = median_filter(energy, 3)  # leaves out a spike, which is one sample or two
     peak_a, peak_b = np.unravel_index(np.argmax(np.where(sampled, energy, 0.0)), energy.shape)
     found = [_find_about(sampled, a, b) for a, b in ((na // 2, nb // 2), (int(peak_a), int(peak_b)))]
     blocks = [block for block in found if block is not None]
