@@ -47,6 +47,7 @@ def test_a_report_in_pdf_is_shown_by_its_page(web: Web) -> None:
     assert claim_job(web) == job
     finish_job(web, job, make_results(images, Page(page, b"%PDF-1.4")))
     text = web.get(f"/studies/{study_uid('page')}").text
+    assert 'alt="FLAIR 3D in the viewer"' in text, "the picture is the only content of its link"
     for kind in ("report page", "report page (PDF)"):
         uid = next(row.series_uid for row in web.rows(Output) if row.kind == kind)
         address = f"/studies/{study_uid('page')}/series/{uid}/thumbnail"
