@@ -57,6 +57,17 @@ def test_links_out_of_the_documents_lead_to_pages() -> None:
     assert {(name, link) for name, link in links if link not in included} == set()
 
 
+def test_links_of_the_files_beside_the_documents_lead_to_files() -> None:
+    """Sphinx checks the links of pages; nobody else checks those of the README."""
+    links = {
+        (path.name, link)
+        for path in ROOT.glob("*.md")
+        for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", path.read_text())
+    }
+    assert len(links) > 20
+    assert {(name, link) for name, link in links if not (ROOT / link).exists()} == set()
+
+
 def test_the_configuration_page_has_a_meaning_for_every_key() -> None:
     page = configuration.make_page()
     rows = [line for line in page.splitlines() if line.startswith("| `")]
