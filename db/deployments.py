@@ -110,12 +110,23 @@ def choose(session: Session, pipeline: str, study_uid: str) -> Choice | None:
 
 
 def find_reference(session: Session, job: Job) -> Version | None:
-    """Return the current version, with which the result of a job of a share is compared; None for other jobs."""
-    rows = find_in_force(session, job.pipeline)
-    share = rows.get(DeploymentMode.SHARE)
-    if share is None or job.shadow_of_id is not None or _version(share) != Version(job.model, job.model_digest):
+    """Return the current version, with which the result of a job of a share is compared; None for other jobs.
+
+    A job is of a share where its version was one when the job was made, whatever has been deployed since.
+    """
+    if job.shadow_of_id is not None:
         return None
-    return _version(rows.get(DeploymentMode.CURRENT))
+    own = Version(job.model, job.model_digest)
+    shares = select(Deployment).where(
+        Deployment.pipeline == job.pipeline,
+        Deployment.mode == DeploymentMode.SHARE,
+        Deployment.started_at <= job.created_at,
+        Deployment.ended_at.is_(None) | (Deployment.ended_at >= job.created_at),
+    )
+    if all(_version(row) != own for row in session.scalars(shares)):
+        return None
+    current = _version(find_in_force(session, job.pipeline).get(DeploymentMode.CURRENT))
+    return current if current != own else None
 
 
 def find_current_by_bundle(session: Session) -> dict[str, str]:
@@ -158,11 +169,13 @@ def deploy(
     return row
 
 
-def rollback(session: Session, *, pipeline: str, who: str, why: str = "", now: datetime) -> Deployment | None:
+def rollback(
+    session: Session, *, pipeline: str, who: str, why: str = "", default: Version = DEFAULT, now: datetime
+) -> Deployment | None:
     """Take back the newest step: a share, or else the current version, which gives way to the one before.
 
     A shadow ends with it, and waiting jobs of the version that is withdrawn go to the one in force. Returns the
-    deployment in force now, None for the default version. Raises InvalidTransition without a share and a deployed
+    deployment in force now, None for the ``default`` version. Raises InvalidTransition without a share and a deployed
     current version.
     """
     rows = find_in_force(session, pipeline, lock=True)
@@ -175,7 +188,7 @@ def rollback(session: Session, *, pipeline: str, who: str, why: str = "", now: d
     _end(session, [withdrawn, *shadows], f"rolled back by {who}", now)
     if to is not None and to is not current:
         _start(session, to, now)
-    _reassign(session, withdrawn, _version(to), shadows, now)
+    _reassign(session, withdrawn, default if to is None else _version(to), shadows, now)
     return to
 
 
@@ -186,7 +199,9 @@ def end_shadow(session: Session, *, pipeline: str, who: str, now: datetime) -> D
     if shadow is None:
         raise InvalidTransition(f"no shadow version runs beside the current one of {pipeline}")
     _end(session, [shadow], f"ended by {who}", now)
-    _reassign(session, shadow, _version(rows.get(DeploymentMode.CURRENT)), [shadow], now)
+    for job in _lock_waiting(session, pipeline):
+        if job.shadow_of_id is not None and job.model == format_model(shadow):
+            jobs.cancel(session, job, reason="its version was withdrawn", now=now)
     return shadow
 
 
@@ -238,8 +253,7 @@ def _reassign(
     session: Session, withdrawn: Deployment, to: Version, shadows: Sequence[Deployment], now: datetime
 ) -> None:
     """Reassign jobs that have not begun from the withdrawn version to the other; running jobs keep theirs."""
-    waiting = select(Job).where(Job.pipeline == withdrawn.pipeline, Job.state == JobState.READY, Job.attempts == 0)
-    for job in session.scalars(waiting.order_by(Job.id).with_for_update(skip_locked=True)).all():
+    for job in _lock_waiting(session, withdrawn.pipeline):
         if job.state is not JobState.READY:
             continue  # its shadow has gone with another of these
         if job.shadow_of_id is not None:
@@ -247,3 +261,9 @@ def _reassign(
                 jobs.cancel(session, job, reason="its version was withdrawn", now=now)
         elif job.model == format_model(withdrawn) and job.model_digest:  # else the route names that version itself
             jobs.reassign(session, job, model=to.model, digest=to.digest, now=now)
+
+
+def _lock_waiting(session: Session, pipeline: str) -> Sequence[Job]:
+    """Return the pipeline's jobs that have not begun, locked."""
+    waiting = select(Job).where(Job.pipeline == pipeline, Job.state == JobState.READY, Job.attempts == 0)
+    return session.scalars(waiting.order_by(Job.id).with_for_update(skip_locked=True)).all()

@@ -68,14 +68,19 @@ def find_study(session: Session, uid: str) -> Study:
 
 
 def resolve_study(session: Session, text: str) -> Study:
-    """Return the study of that UID, of that number, or the only one whose UID begins so. Raises NotFound."""
-    if (study := study_rows.find_by_uid(session, text)) is not None:
-        return study
-    is_number = text.isascii() and text.isdigit() and len(text) < 10
-    if is_number and (study := session.get(Study, int(text))) is not None:
-        return study
+    """Return the study of that UID, of that number, or the only one whose UID begins so; a beginning has a dot.
+
+    Raises NotFound.
+    """
+    if text.isascii() and text.isdigit() and len(text) < 10:
+        if (numbered := session.get(Study, int(text))) is not None:
+            return numbered
+        raise NotFound(f"no study has the number {text}: 'dicomnode studies list' shows all")
+    study = study_rows.find_by_uid(session, text)
+    if study is not None or "." not in text:
+        return study or find_study(session, text)
     begins_so = select(Study).where(Study.study_uid.startswith(text, autoescape=True)).limit(2)
-    found = session.scalars(begins_so).all() if text else []
+    found = session.scalars(begins_so).all()
     if len(found) == 2:
         raise NotFound(f"several studies have a UID that begins with {text}: give more of it, or the study's number")
     return found[0] if found else find_study(session, text)

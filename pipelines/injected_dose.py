@@ -23,7 +23,10 @@ BODY = (7.0 / _MARGIN, 14.0 * _MARGIN)
 BRAIN = (18.0 / _MARGIN, 71.0 * _MARGIN)
 """Range of P of a standard dose, one bed position over the head (MBq min / kg)."""
 _MULTIPLE_BEDS_MM = 400.0
-"""Axial extent above which a scan is of several bed positions; a conventional field of view has 150 to 260 mm."""
+"""Axial extent above which a scan with several acquisition times is of several bed positions.
+
+A conventional field of view has 150 to 260 mm; a long one, of one bed position, has one acquisition time.
+"""
 _FDG = ("fluorodeoxyglucose", "fdg", "deoxyglucose")
 _HEAD = ("head", "brain", "skull")
 
@@ -53,7 +56,8 @@ def find_fraction_range(facts: Mapping[str, Any], grid: Grid) -> tuple[float, fl
 
 def find_standard_range(facts: Mapping[str, Any], grid: Grid) -> tuple[float, float]:
     """Return the range of P of a standard dose (MBq min / kg): of body or brain, of both where neither is certain."""
-    if grid.shape[0] * grid.spacing_mm[0] > _MULTIPLE_BEDS_MM:
+    is_long = grid.shape[0] * grid.spacing_mm[0] > _MULTIPLE_BEDS_MM
+    if is_long and facts.get("acquisition_times", 1) > 1:
         return BODY
     parts = f"{facts.get('body_part', '')} {facts.get('region', '')}".casefold()
     return BRAIN if any(part in parts for part in _HEAD) else (BODY[0], BRAIN[1])

@@ -105,7 +105,9 @@ def test_a_study_is_found_by_number_uid_and_its_beginning(
         assert listings.resolve_study(session, "1.2.840.2").id == 2
         with pytest.raises(NotFound, match=r"several studies have a UID that begins with 1\.2\.8"):
             listings.resolve_study(session, "1.2.8")
-        for text in ("", "9", "1.2.840.3", "%"):
+        studies.register_instances(session, [make_arrival("2.25.7", number=2)], now=now)
+        assert listings.resolve_study(session, "2.25").study_uid == "2.25.7"
+        for text in ("", "9", "22", "1.2.840.3", "%"):
             with pytest.raises(NotFound, match="no study"):
                 listings.resolve_study(session, text)
         with pytest.raises(NotFound):

@@ -21,7 +21,7 @@ from db.models import Deployment, Event, Job, Output
 from db.states import DeploymentMode, InvalidTransition, JobState
 from dicomnode import cli, uids
 from dicomnode.config import load
-from dicomnode.deployment import models
+from dicomnode.deployment import models, pipeline_names
 from dicomnode.dimse import peers
 from dicomnode.execution import reference
 from dicomnode.results import provenance
@@ -31,7 +31,7 @@ from model_zoo.installing import Policy
 from model_zoo.registry import WEIGHTS
 from pipelines.codes import LOW_CONFIDENCE, SPATIAL
 from pipelines.contract import Code, Finding, Image, Segment, Segmentation, Volume
-from tests import scanner
+from tests import databases, scanner
 from tests.peers import Node, StoreScp, make_route, wait_for, write_config
 from tests.peers.kspaces import raw_data
 from tests.prior_bundle import write_prior_bundle
@@ -108,6 +108,48 @@ def test_a_shadow_is_ended_with_its_waiting_jobs_and_nothing_else(
         assert set(deployments.find_in_force(session, PIPELINE)) == {SHARE}
 
 
+def test_the_end_of_a_shadow_leaves_the_share_of_the_same_version(
+    sessions: sessionmaker[Session], now: datetime
+) -> None:
+    facts: dict[str, Any] = {"pipeline": PIPELINE, "model": "m@2", "model_digest": "2" * 64}
+    with sessions.begin() as session:
+        deploy(session, "2", now, SHADOW)
+        deploy(session, "2", now, SHARE, 50)
+        shared = add_job(session, now, **facts)
+        primary = add_job(session, now, study="1.2", pipeline=PIPELINE)
+        shadow = add_job(session, now, study="1.2", shadow_of=primary, destinations=[], **facts)
+        deployments.end_shadow(session, pipeline=PIPELINE, who="Ada", now=now)
+        assert (shared.state, shared.model) == (JobState.READY, "m@2")
+        assert shadow.state is JobState.CANCELLED
+
+
+def test_a_default_that_is_not_shipped_is_pinned_when_the_job_is_made(tmp_path: Path) -> None:
+    config = load(write_config(tmp_path))
+    bundle = write_prior_bundle(config.models_dir / "own" / "1.0.0", "1.0.0", name="own")
+    digest = weights_digest(bundle / WEIGHTS)
+    pin = pipeline_names.pin_default
+    assert pin("bundle:own", "", config) == deployments.Version("own@1.0.0", digest)
+    assert pin(PIPELINE, "own", config) == deployments.Version("own@1.0.0", digest)
+    assert pin(PIPELINE, "own@1.0.0", config) == deployments.Version("own@1.0.0", "")
+    assert pin(PIPELINE, "", config) == deployments.DEFAULT, "the shipped version comes with the program"
+    assert pin("bundle:nothing", "", config) == deployments.DEFAULT
+
+
+@pytest.mark.parametrize("route", [{"model": "own"}, {"pipeline": "bundle:own"}])
+def test_a_version_that_a_route_uses_by_default_is_not_removed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], route: dict[str, Any]
+) -> None:
+    path = write_config(tmp_path, routes=[make_route() | route])
+    for version in ("1.0.0", "2.0.0"):
+        source = write_prior_bundle(tmp_path / version, version, name="own")
+        with installing.stage_bundle(source, load(path).models_dir, Policy()) as staged:
+            staged.commit()
+    databases.prepare(load(path))
+    assert cli.main(["--config", str(path), "models", "remove", "own@1.0.0"]) == 1
+    assert "own@1.0.0 is the version that route kspace uses by default" in capsys.readouterr().err
+    assert cli.main(["--config", str(path), "models", "remove", "own@2.0.0"]) == 0
+
+
 def test_a_job_of_a_share_is_compared_with_the_current_version(sessions: sessionmaker[Session], now: datetime) -> None:
     with sessions.begin() as session:
         deploy(session, "2", now, SHARE, 50)
@@ -115,11 +157,14 @@ def test_a_job_of_a_share_is_compared_with_the_current_version(sessions: session
         shared, other = add_job(session, now, **facts), add_job(session, now, study="1.2", pipeline=PIPELINE)
         assert deployments.find_reference(session, shared) == deployments.DEFAULT
         assert deployments.find_reference(session, other) is None
-        deploy(session, "1", now)
-        deploy(session, "2", now, SHARE, 50)
-        assert deployments.find_reference(session, shared) == deployments.Version("m@1", "1" * 64)
-        deploy(session, "2", now)
+        deploy(session, "3", now + timedelta(hours=1))
+        expected = deployments.Version("m@3", "3" * 64)
+        assert deployments.find_reference(session, shared) == expected, "its share has ended since"
+        deploy(session, "2", now + timedelta(hours=2))
         assert deployments.find_reference(session, shared) is None, "it is the current version now"
+        deploy(session, "3", now + timedelta(hours=3))
+        later = add_job(session, now + timedelta(hours=4), study="1.3", **facts)
+        assert deployments.find_reference(session, later) is None, "it was never of a share"
 
 
 def test_a_trial_is_of_another_version_than_the_current_one(sessions: sessionmaker[Session], now: datetime) -> None:

@@ -23,7 +23,7 @@ HEAD_GRID = scanner.make_grid("axial", (50, 8, 8), (4.0, 4.0, 4.0), (0.0, 0.0, 0
 
 def make_facts(mbq: float, minutes: float, kg: float, **more: Any) -> dict[str, Any]:
     facts = {"dose_bq": mbq * 1e6, "frame_duration_s": 60 * minutes, "weight_kg": kg, "tracer": "Fluorodeoxyglucose"}
-    return facts | more
+    return facts | {"acquisition_times": 6} | more
 
 
 def is_held(facts: dict[str, Any], grid: Grid, dose_fraction: float) -> bool:
@@ -67,6 +67,8 @@ def test_no_clinical_header_of_any_vendor_passes_as_a_tenth_of_the_dose(kit: Pat
         (make_facts(3, 3, 75), BODY_GRID, 0.5, True),
         (make_facts(150, 15, 70, body_part="BRAIN"), HEAD_GRID, 0.1, True),
         (make_facts(15, 15, 70, body_part="HEAD"), HEAD_GRID, 0.1, False),
+        (make_facts(30, 10, 70, acquisition_times=1), BODY_GRID, 0.1, False),  # a long axial field of view
+        (make_facts(300, 10, 70, acquisition_times=1), BODY_GRID, 0.1, True),
         (make_facts(15, 15, 70), HEAD_GRID, 0.1, False),
         (make_facts(150, 15, 70), HEAD_GRID, 0.1, True),
     ],

@@ -74,6 +74,14 @@ def test_work_that_was_done_is_not_repeated(sessions: sessionmaker[Session], now
     assert route_again(sessions, make_config("MR"), now) == ["rMR"]
 
 
+def test_the_waits_of_a_study_begin_again(sessions: sessionmaker[Session], now: datetime) -> None:
+    arrive(sessions, make_config("CT"), now)
+    later = now + timedelta(days=1)
+    with sessions.begin() as session:
+        study = rerouting.route_again(session, UID, make_config("MR"), reason="by hand", now=later)
+        assert study.completed_at == later, "prior_wait_s and with_wait_s count from here"
+
+
 def test_it_says_why_a_study_cannot_be_routed(sessions: sessionmaker[Session], now: datetime) -> None:
     with sessions.begin() as session, pytest.raises(NotFound, match="no study"):
         rerouting.route_again(session, UID, make_config(), reason="", now=now)

@@ -17,8 +17,8 @@ from db.models import Deployment
 from db.states import DeploymentMode, InvalidTransition
 from dicomnode.config import Config
 from dicomnode.config.models import ModelsConfig
-from dicomnode.deployment import models, pipeline_names
-from dicomnode.errors import NotAllowed
+from dicomnode.deployment import models, pipeline_names, site
+from dicomnode.errors import ConfigError, NotAllowed
 
 if TYPE_CHECKING:
     from model_zoo.bundle import BundleFacts
@@ -106,7 +106,8 @@ def rollback(session: Session, config: Config, *, pipeline: str, who: str, why: 
 
     pipeline_names.check_pipeline(pipeline, config)
     try:
-        row = deployments.rollback(session, pipeline=pipeline, who=who, why=why, now=now)
+        default = pipeline_names.pin_default(pipeline, "", config)
+        row = deployments.rollback(session, pipeline=pipeline, who=who, why=why, default=default, now=now)
     except InvalidTransition as error:
         raise NotAllowed(str(error)) from None
     name = deployments.format_model(row) if row else pipeline_names.find_default_bundle(pipeline, config)
@@ -122,8 +123,8 @@ def remove(session: Session, config: Config, *, model: str, who: str, now: datet
     from model_zoo import installing
 
     facts = models.find_bundle(model, config)
-    if pipeline := _find_default_use(session, config, facts):
-        raise NotAllowed(f"{model} is the default version of {pipeline}, which a route uses: deploy another first")
+    if user := _find_default_use(session, config, facts):
+        raise NotAllowed(f"{model} is the version that {user} uses by default: deploy another first, or name it there")
     if needed := deployments.list_uses(session, facts.name, facts.version):
         raise NotAllowed(f"{facts.name}@{facts.version} is {needed[0]}: deploy another first")
     name = f"{facts.name}@{facts.version}"
@@ -144,14 +145,31 @@ def _check_not_default(
 
 
 def _find_default_use(session: Session, config: Config, facts: BundleFacts) -> str:
-    """Return a pipeline of a route that uses this version without a deployment, or ""."""
+    """Return what uses this version without a deployment, for a message, or ""."""
     if models.find_bundle(facts.name, config).version != facts.version:
         return ""
-    for pipeline in sorted({route.pipeline for route in config.routes if not route.model}):
-        has_current = DeploymentMode.CURRENT in deployments.find_in_force(session, pipeline)
-        if not has_current and pipeline_names.find_default_bundle(pipeline, config) == facts.name:
-            return pipeline
+    for route in config.routes:
+        if route.model == facts.name or facts.name in _list_site_helpers(route.pipeline, config):
+            return f"route {route.name}"
+        has_current = DeploymentMode.CURRENT in deployments.find_in_force(session, route.pipeline)
+        if not route.model and not has_current and _uses_by_default(route.pipeline, facts.name, config):
+            return f"route {route.name}"
     return ""
+
+
+def _uses_by_default(pipeline: str, bundle: str, config: Config) -> bool:
+    try:
+        return pipeline_names.find_default_bundle(pipeline, config) == bundle
+    except ConfigError:  # of a route whose pipeline does not exist
+        return False
+
+
+def _list_site_helpers(pipeline: str, config: Config) -> tuple[str, ...]:
+    """Return the helper bundles of a site's pipeline; those of the node's own pipelines are shipped."""
+    try:
+        return site.load_pipeline(pipeline, config).helpers if pipeline in config.pipelines.site else ()
+    except ConfigError:
+        return ()
 
 
 def _check_bundle_fits(bundle: str, pipeline: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pipelines
+from db.deployments import Version
 from dicomnode.config import Config
 from dicomnode.deployment import models, site
 from dicomnode.errors import ConfigError
@@ -15,7 +16,14 @@ from dicomnode.errors import ConfigError
 if TYPE_CHECKING:
     from pipelines.contract import Pipeline
 
-__all__ = ["allows_bundle", "check_pipeline", "find_default_bundle", "list_pipelines", "resolve_pipeline"]
+__all__ = [
+    "allows_bundle",
+    "check_pipeline",
+    "find_default_bundle",
+    "list_pipelines",
+    "pin_default",
+    "resolve_pipeline",
+]
 
 
 def list_pipelines(config: Config) -> list[str]:
@@ -50,6 +58,25 @@ def find_default_bundle(name: str, config: Config) -> str:
     if name in config.pipelines.site:
         return site.load_pipeline(name, config).bundle
     return _bundle_name(name) or pipelines.BUNDLES[name]
+
+
+def pin_default(pipeline: str, model: str, config: Config) -> Version:
+    """Return the version that a job uses without a deployment; ``model``: that of its route, or "".
+
+    A shipped bundle stays without a version, as it comes with the program. Another one is pinned to its version and
+    weights, because the order of installations may differ between hosts. A site's pipeline is not imported for that.
+    """
+    from model_zoo import registry
+    from model_zoo.bundle import BundleError
+
+    name = model or _bundle_name(pipeline)
+    if not name or "@" in name or name in {facts.name for facts in registry.list_bundles()}:
+        return Version(model, "")
+    try:
+        facts = models.find_bundle(name, config)
+    except BundleError:  # the job says so where it is run
+        return Version(model, "")
+    return Version(f"{facts.name}@{facts.version}", facts.digest)
 
 
 def resolve_pipeline(name: str, config: Config, model: str = "") -> Pipeline:

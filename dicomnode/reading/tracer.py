@@ -29,8 +29,8 @@ def facts(frames: Sequence[Frame]) -> dict[str, Any]:
     """Return the facts of tracer, dose and time by name; those that are not stated are absent.
 
     They are ``units``, ``corrections``, ``decay_correction``, ``tracer``, ``dose_bq``, ``half_life_s``, ``uptake_s``
-    (injection to start of the scan), ``series_type``, ``frame_duration_s`` (the shortest of all frames), and
-    ``suv_bw_per_unit`` or ``suv_unknown_because``.
+    (injection to start of the scan), ``series_type``, ``frame_duration_s`` (the shortest of all frames),
+    ``acquisition_times`` (how many there are), and ``suv_bw_per_unit`` or ``suv_unknown_because``.
     """
     sources = [_sources(frame) for frame in frames]
     differing = _differing(frames, [each[0] for each in sources])
@@ -48,6 +48,7 @@ def facts(frames: Sequence[Frame]) -> dict[str, Any]:
         "uptake_s": elapsed.uptake_s if one and _is_likely(elapsed.uptake_s, half_life_s) else None,
         "series_type": pet.series_type(frames[0]) or None,
         "frame_duration_s": _frame_duration_s(frames),
+        "acquisition_times": len({str(frame.get("AcquisitionTime") or "") for frame in frames} - {""}),
     }
     factor = suv.compute_factor(
         _pet_header(frames, source, found, elapsed, differing if one else {*differing, suv.SOURCES})

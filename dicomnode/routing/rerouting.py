@@ -45,7 +45,7 @@ def route_again(session: Session, study_uid: str, config: Config, *, reason: str
     if not any(each.matched for each in explanations):
         reasons = "; ".join(f"{each.route}: {each.why}" for each in explanations) or "node.toml has none"
         raise NotAllowed(f"no route matches study {study_uid}: {reasons}")
-    audit.transition(session, study, StudyState.COMPLETE, reason=reason, now=now)
+    _make_complete(session, study, reason, now)
     return study
 
 
@@ -63,10 +63,16 @@ def offer_unrouted(sessions: sessionmaker[Session], config: Config, *, now: Cloc
         since = moment - timedelta(days=config.completion.offer_again_days)
         offered = [study for study in _list_unrouted(session, since) if _is_matched(session, study, config.routes)]
         for study in offered:
-            audit.transition(session, study, StudyState.COMPLETE, reason="offered to changed routes", now=moment)
+            _make_complete(session, study, "offered to changed routes", moment)
     if offered:
         log.info("the routes have changed: %d studies without a job are routed again", len(offered))
     return len(offered)
+
+
+def _make_complete(session: Session, study: Study, reason: str, now: datetime) -> None:
+    """Let the study be routed again; its waits for other examinations and series begin now."""
+    study.completed_at = now
+    audit.transition(session, study, StudyState.COMPLETE, reason=reason, now=now)
 
 
 def _list_unrouted(session: Session, since: datetime) -> Sequence[Study]:

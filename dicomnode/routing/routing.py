@@ -23,6 +23,7 @@ from db.states import StudyState
 from db.studies import InstanceFacts
 from dicomnode.config import Config, Route
 from dicomnode.config.conditions import Condition, matches
+from dicomnode.deployment import pipeline_names
 from dicomnode.routing import missing_series, priors
 from dicomnode.routing.study_snapshot import SeriesInput, StudySnapshot, select_inputs
 
@@ -42,9 +43,6 @@ MAIN_INPUT = "match"
 
 _LOWEST_PRIORITY = -1_000_000
 """The priority of shadow jobs, whose results are not delivered."""
-
-Recipients = Mapping[str, Mapping[str, Sequence[str]]]
-"""The recipients of notifications, by route and event."""
 
 log = logging.getLogger("dicomnode.routing.routing")
 
@@ -121,7 +119,7 @@ def route_complete_studies(sessions: sessionmaker[Session], config: Config, *, n
             if not snapshot.is_prefetched_only and _must_wait(snapshot, config.routes, moment):
                 waiting_ids.add(study.id)
                 continue
-            made = _route_study(snapshot, config.routes, config.recipients_by_route, moment)
+            made = _route_study(snapshot, config, moment)
         _log_routed(snapshot.study.id, made)
         new_jobs += len(made)
 
@@ -135,7 +133,7 @@ def _log_routed(study_id: int, made: Sequence[Job]) -> None:
         log.info("study %d: routed, nothing new to do", study_id)
 
 
-def _route_study(snapshot: StudySnapshot, routes: Sequence[Route], notify: Recipients, now: datetime) -> list[Job]:
+def _route_study(snapshot: StudySnapshot, config: Config, now: datetime) -> list[Job]:
     """Enqueue the jobs of all matching routes; work that was done on the same content before is not repeated."""
     session, study = snapshot.session, snapshot.study
     if snapshot.is_prefetched_only:
@@ -145,11 +143,11 @@ def _route_study(snapshot: StudySnapshot, routes: Sequence[Route], notify: Recip
         return []
     new_jobs: list[Job] = []
     reasons: list[str] = []
-    for route in routes:
+    for route in config.routes:
         matched = [each for each in snapshot.usable_series if each.matches(route.match)]
         prior = priors.find_local_prior(snapshot, route) if matched and route.prior else None
         further = select_inputs(route.with_, snapshot.usable_series) | (dict(prior.inputs) if prior else {})
-        made = _enqueue(session, study, route, matched, further, notify.get(route.name, {}), now)
+        made = _enqueue(session, study, config, route, matched, further, now)
         details = (missing_series.explain_retrieval(snapshot, route), _describe_prior(prior))
         suffix = "".join(f"; {each}" for each in details if each)
         reasons += [f"{job.route} (job {job.id}{suffix})" for job in made if job.shadow_of_id is None]
@@ -161,10 +159,10 @@ def _route_study(snapshot: StudySnapshot, routes: Sequence[Route], notify: Recip
 def _enqueue(
     session: Session,
     study: Study,
+    config: Config,
     route: Route,
     matched: Sequence[SeriesInput],
     further: Mapping[str, list[int]],
-    notify: Mapping[str, Sequence[str]],
     now: datetime,
 ) -> list[Job]:
     """Enqueue a route's jobs, on the route's own model or the deployed one, each with its shadow job if there is one.
@@ -172,7 +170,10 @@ def _enqueue(
     ``further``: row numbers of the instances of all inputs besides the matched series, by input name.
     """
     chosen = None if route.model else deployments.choose(session, route.pipeline, study.study_uid)
-    version = chosen.version if chosen else Version(route.model, "")
+    version = chosen.version if chosen else deployments.DEFAULT
+    if version == deployments.DEFAULT:
+        version = pipeline_names.pin_default(route.pipeline, route.model, config)
+    notify = config.recipients_by_route.get(route.name, {})
     helpers = deployments.find_current_by_bundle(session)
 
     def enqueue(unit: list[int], model: Version, **how: Any) -> Job | None:

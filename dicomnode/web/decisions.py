@@ -65,13 +65,13 @@ def add_routes(routes: APIRouter, context: WebContext) -> None:
         if decision not in ("release", "discard"):
             return context.error_page(404, "This decision does not exist.", "/system")
         done = "released" if decision == "release" else "discarded"
-        reason, now = _audit_reason(done, form), context.now()
+        reason = _audit_reason(done, form)
 
         def decide(session: Session) -> None:
             if decision == "release":
-                quarantined.release(session, context.config, id, reason=reason, now=now)
+                quarantined.release(session, context.config, id, reason=reason, now=context.now())
             else:
-                quarantined.discard(session, id, reason=reason, now=now)
+                quarantined.discard(session, id, reason=reason, now=context.now())
 
         return _commit_or_explain(context, "/system", f"{done}-{id}", decide)
 
