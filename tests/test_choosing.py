@@ -12,7 +12,7 @@ from dicomnode.config.conditions import parse
 from dicomnode.errors import InputRefused, NotFound
 from dicomnode.local_runs.candidates import Candidate
 from dicomnode.local_runs.choosing import choose
-from pipelines.contract import Input, KSpace, Volume
+from pipelines.contract import Input, KSpace, Labels, Volume
 from pipelines.quality import InputRule
 
 FLAIR, T1W = Input("flair", Volume), Input("t1w", Volume, required=False)
@@ -90,6 +90,17 @@ def test_a_ct_is_taken_by_its_modality_if_it_is_stated() -> None:
     ct, silent = make("a", Modality="CT"), make("b", Modality=None)
     assert names(make("pet", Modality="PT"), ct, inputs=inputs) == [{"pet": "pet", "ct": "a"}]
     assert names(silent, inputs=inputs, explicit={"pet": make("pet")}) == [{"pet": "pet"}]
+
+
+def test_a_synthetic_image_is_refused_also_alone_and_by_name() -> None:
+    synthetic = make("FLAIR", SyntheticData="YES")
+    with pytest.raises(NotFound, match="FLAIR: it is a computed image"):
+        names(synthetic)
+    for explicit in ({"flair": synthetic}, {"flair": make("FLAIR"), "t1w": synthetic}):
+        with pytest.raises(InputRefused, match="is marked as synthetic: a measured image is needed"):
+            names(make("FLAIR"), explicit=explicit)
+    assert choose((Input("pet", Volume), Input("organs", Labels)), [make("pet", Modality="PT")], {},
+                  explicit={"organs": synthetic})  # fmt: skip
 
 
 def test_computed_images_are_no_input() -> None:

@@ -15,13 +15,16 @@ from numpy.typing import NDArray
 from pydicom import dcmread
 
 from dicomnode.errors import InputRefused
+from dicomnode.local_runs.candidates import find_candidates
 from dicomnode.nifti import facts, images, results, series
 from dicomnode.reading import volumes
 from dicomnode.results.provenance import Provenance
 from pipelines.codes import STANDARD_DEVIATION
 from pipelines.contract import Finding, Grid, Image, ParametricMap, Volume
+from pipelines.quality import Outcome, Verdict
 from tests.nifti_files import LPS_TO_RAS, write_nifti
 
+HELD = Verdict(Outcome.HOLD, ("mean is 3, above 2",))
 SHAPE = (5, 6, 7)
 ORIENTATIONS = ["LPS", "RAS", "LAS", "PIR", "ASL", "SRP"]
 
@@ -184,6 +187,22 @@ def test_the_file_beside_and_the_name_state_facts_in_the_units_of_dicom(tmp_path
     assert facts.list_unknown(found) == ["tr_ms", "body_part", "age_years"]
 
 
+def test_a_series_of_a_file_is_a_derived_image_that_says_what_it_is(tmp_path: Path) -> None:
+    path = write_nifti(tmp_path / "a.nii.gz", make_values(), make_grid("LPS"))
+    attributes = {"Modality": "MR", "SeriesDescription": "mprage", "ImageType": ["ORIGINAL", "PRIMARY", "M", "ND"]}
+    ds = dcmread(series.write_series(images.read(path), attributes, tmp_path / "s", name="a")[0])
+    assert list(ds.ImageType) == ["DERIVED", "SECONDARY", "M", "ND"]
+    assert ds.SeriesDescription == "NIFTI mprage"
+    assert "Converted from a NIfTI file, not from the scanner" in ds.DerivationDescription
+
+
+def test_a_file_that_is_synthetic_by_its_json_file_alone_stays_so(tmp_path: Path) -> None:
+    path = write_nifti(tmp_path / "a.nii.gz", make_values(), make_grid("LPS"), facts={"SyntheticData": True})
+    assert facts.read_stated(path, {})["SyntheticData"] == "YES"
+    (candidate,) = find_candidates(path, {})
+    assert candidate.is_synthetic
+
+
 def test_a_default_does_not_replace_what_a_file_states(tmp_path: Path) -> None:
     path = write_nifti(tmp_path / "a.nii", make_values(), make_grid("LPS"), facts={"Modality": "PT", "Units": "Bq/mL"})
     found = facts.read_stated(path, {"Modality": "MR"})
@@ -217,12 +236,13 @@ def test_each_finding_becomes_a_file_with_model_digest_and_mark(tmp_path: Path) 
         ParametricMap("sd of amyloid PET", volume, STANDARD_DEVIATION, "Spread", 1.0),
     ]
     made_by = Provenance("m", "1.0.0", "abc", "p", {"steps": 4}, 7, "cpu", "0.2.0", "simulation only", "key")
-    written = results.write_findings(findings, tmp_path, made_by, sources=["t1w: a.nii.gz"])
+    written = results.write_findings(findings, tmp_path, made_by, sources=["t1w: a.nii.gz"], verdict=HELD)
     names = ["amyloid-PET_synthetic.nii.gz", "sd-of-amyloid-PET_synthetic.nii.gz"]
     assert [path.name for _, path in written] == names
     content = json.loads((tmp_path / "amyloid-PET_synthetic.json").read_text())
     assert content["Model"] == {"Name": "m", "Version": "1.0.0", "WeightsSHA256": "abc", "TrainedOn": "simulation only"}
     assert (content["SyntheticData"], content["Seed"], content["Units"]) == (True, 7, "{SUVr}")
+    assert (content["Verdict"], content["Reasons"]) == ("hold", ["mean is 3, above 2"])
     assert content["SourceFiles"] == ["t1w: a.nii.gz"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,9 +15,11 @@ from db import deployments
 from db.states import DeploymentMode
 from dicomnode import cli
 from dicomnode.config import Config
-from dicomnode.deployment import pipeline_facts
+from dicomnode.deployment import pipeline_facts, pipeline_names
+from dicomnode.errors import ConfigError
 from model_zoo import registry
 from pipelines import quality
+from pipelines.contract import Pipeline
 
 pytestmark = pytest.mark.slow
 
@@ -84,6 +87,22 @@ def test_the_page_fits_a_terminal_of_80_columns(
 def test_an_unknown_name_is_refused_with_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["pipelines", "show", "nonsense"]) == 1
     assert "there are: anatomy" in capsys.readouterr().err
+
+
+def test_a_pipeline_whose_bundle_is_not_installed_is_listed_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    resolve = pipeline_names.resolve_pipeline
+
+    def resolve_other(name: str, config: Config, model: str = "") -> Pipeline:
+        if name == "ms_lesions":
+            raise ConfigError("its module cannot be imported")
+        found = resolve(name, config, model)
+        return replace(found, bundle="nowhere") if name == "anatomy" else found
+
+    monkeypatch.setattr(pipeline_names, "resolve_pipeline", resolve_other)
+    rows = {row["name"]: row for row in pipeline_facts.list_facts(Config())}
+    assert rows["anatomy"]["model"] == "nowhere: not installed"
+    assert "cannot be imported" in rows["ms_lesions"]["title"]
+    assert rows["mri_reconstruction"]["model"].startswith("mri_prior@")
 
 
 def test_a_deployed_version_is_the_one_described(sessions: sessionmaker[Session]) -> None:

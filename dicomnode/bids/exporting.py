@@ -100,7 +100,7 @@ class _Raw:
         run = f"_run-{self._counts[suffix]}" if self._counts[suffix] > 1 else ""
         path = self.labels.folder(self.root) / f"{self.labels.prefix}{run}_{suffix}.nii.gz"
         images.write(path, read.volume.data, read.volume.grid, description="")
-        write_json(_beside(path, ".json"), _describe_raw(read.facts))
+        write_json(_replace_suffix(path, ".json"), _describe_raw(read.facts))
         name = path.relative_to(self.root).as_posix()
         self.by_instance |= dict.fromkeys(series.instance_uids, (name, read.volume.grid))
         return Exported(series.name, name)
@@ -142,12 +142,12 @@ def _write_image(
         path = folder / f"{labels.prefix}_desc-{name}_dseg.nii.gz"
         found = _extend(found, grids)
         images.write(path, found.labels, found.grid)
-        write_lookup(_beside(path, ".tsv"), [(each.number, each.label) for each in found.segments])
+        write_lookup(_replace_suffix(path, ".tsv"), [(each.number, each.label) for each in found.segments])
     else:
         path = folder / f"{labels.prefix}_desc-{name}_synthetic.nii.gz"
         images.write(path, found.volume.data, found.volume.grid)
         described["Units"] = found.volume.unit
-    write_json(_beside(path, ".json"), described | describe_provenance(made_by, sources))
+    write_json(_replace_suffix(path, ".json"), described | describe_provenance(made_by, sources))
     return path
 
 
@@ -199,5 +199,5 @@ def _describe_raw(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {"Modality": "MR"} | found | {name: facts[fact] for name, fact in _FACTS.items() if fact in facts}
 
 
-def _beside(path: Path, suffix: str) -> Path:
+def _replace_suffix(path: Path, suffix: str) -> Path:
     return path.with_name(images.strip_suffix(path) + suffix)

@@ -16,6 +16,8 @@ from db import deployments
 from db.states import DeploymentMode
 from dicomnode.config import Config
 from dicomnode.deployment import models, pipeline_names
+from dicomnode.errors import ConfigError
+from model_zoo.bundle import BundleError
 from pipelines import quality
 from pipelines.contract import Covariates, Input, KSpace, Labels, Pipeline, Volume
 
@@ -70,15 +72,17 @@ def find_model_in_force(pipeline: Pipeline, config: Config, session: Session | N
 
 
 def _summarize(name: str, config: Config, session: Session | None) -> dict[str, Any]:
-    pipeline = pipeline_names.resolve_pipeline(name, config)
-    facts = find_model_in_force(pipeline, config, session)
+    try:
+        pipeline = pipeline_names.resolve_pipeline(name, config)
+    except ConfigError as error:  # a site's, which 'show' explains
+        return {"name": name, "title": f"cannot be loaded: {error}", "inputs": "", "model": ""}
     inputs = [each.name if each.required else f"[{each.name}]" for each in pipeline.inputs]
-    return {
-        "name": name,
-        "title": pipeline.title,
-        "inputs": " ".join(inputs),
-        "model": f"{facts.name}@{facts.version}",
-    }
+    try:
+        facts = find_model_in_force(pipeline, config, session)
+        model = f"{facts.name}@{facts.version}"
+    except BundleError:
+        model = f"{pipeline.bundle}: not installed"
+    return {"name": name, "title": pipeline.title, "inputs": " ".join(inputs), "model": model}
 
 
 def _read_docstring(pipeline: Pipeline) -> str:

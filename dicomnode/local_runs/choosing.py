@@ -19,7 +19,7 @@ from dicomnode.errors import InputRefused, NotFound
 from dicomnode.local_runs.candidates import Candidate
 from dicomnode.nifti.facts import KEYWORDS
 from dicomnode.routing.examination import read_examination
-from pipelines.contract import Covariates, Input, KSpace
+from pipelines.contract import Covariates, Input, KSpace, Volume
 from pipelines.quality import FACTS, InputRule
 
 __all__ = ["Choice", "choose"]
@@ -58,6 +58,7 @@ def choose(
     Raises InputRefused for an ambiguous choice, NotFound where nothing fits.
     """
     main = inputs[0]
+    _refuse_synthetic(inputs, explicit)
     usable = [each for each in candidates if (each.kind == "k-space") is (main.kind is KSpace) and not each.is_labels]
     optional = [each for each in inputs[1:] if each.kind is not Covariates and each.name not in without]
     if main.kind is KSpace:
@@ -69,6 +70,14 @@ def choose(
     return [
         _complete(choice, optional, usable, rules, explicit) for choice in _choose_main(main, usable, rules, explicit)
     ]
+
+
+def _refuse_synthetic(inputs: Sequence[Input], explicit: Mapping[str, Candidate]) -> None:
+    """Raise InputRefused for an image of the user's choice that is marked as computed."""
+    images = {each.name for each in inputs if each.kind is Volume}
+    for name, each in explicit.items():
+        if name in images and each.is_synthetic:
+            raise InputRefused(f"{each.name} for the input {name!r} is marked as synthetic: a measured image is needed")
 
 
 def _mains(main: Input, explicit: Mapping[str, Candidate], usable: Sequence[Candidate]) -> list[Candidate]:

@@ -45,7 +45,9 @@ def save(run: LocalRun, produced: TaskResult, pipeline: str, folder: Path, forms
         return written
     if forms.nifti:
         basis = produced.basis
-        written += results.write_findings(basis.findings, folder, basis.made_by, sources=run.sources, like=run.like)
+        written += results.write_findings(
+            basis.findings, folder, basis.made_by, sources=run.sources, verdict=basis.verdict, like=run.like
+        )
     if forms.page:
         written.append(("page (HTML)", _save_page(produced.basis, folder / f"{results.slug(pipeline)}_page.html")))
     return written

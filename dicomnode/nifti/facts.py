@@ -107,6 +107,8 @@ def _read_sidecar(path: Path) -> dict[str, Any]:
         found["Modality"] = content["Modality"]
     if str(content.get("Units", "")).casefold() in _UNITS:
         found["Units"] = _UNITS[str(content["Units"]).casefold()]
+    if content.get("SyntheticData") is True:
+        found["SyntheticData"] = "YES"
     if tracer := content.get("TracerName"):
         found["Radiopharmaceutical"] = str(tracer)
     if str(content.get("AttenuationCorrection", "none")).casefold() not in ("none", "", "n/a"):

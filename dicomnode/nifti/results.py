@@ -14,8 +14,9 @@ from dicomnode.nifti import images
 from dicomnode.nifti.images import MARK, NiftiImage
 from dicomnode.results.provenance import Provenance
 from pipelines.contract import Finding, Image, ParametricMap, Segmentation
+from pipelines.quality import Verdict
 
-__all__ = ["MARK", "describe_provenance", "slug", "write_findings"]
+__all__ = ["MARK", "describe_provenance", "describe_verdict", "slug", "write_findings"]
 
 
 def write_findings(
@@ -24,10 +25,12 @@ def write_findings(
     made_by: Provenance,
     *,
     sources: Sequence[str],
+    verdict: Verdict,
     like: Sequence[NiftiImage] = (),
 ) -> list[tuple[str, Path]]:
     """Write every image, map and segmentation; return kind and path of each.
 
+    ``verdict``: of the output gate, which each JSON file states with its reasons.
     ``sources``: names of the input files. ``like``: images of the input; a result on the grid of one of them gets its
     voxel order and affine.
     """
@@ -40,7 +43,7 @@ def write_findings(
         values = each.labels if isinstance(each, Segmentation) else each.volume.data.astype(np.float32)
         reference = next((one for one in like if one.grid.matches(grid)), None)
         images.write(path, values, grid, like=reference)
-        content = _describe(each) | describe_provenance(made_by, sources)
+        content = _describe(each) | describe_verdict(verdict) | describe_provenance(made_by, sources)
         path.with_name(f"{images.strip_suffix(path)}.json").write_text(json.dumps(content, indent=2) + "\n")
         written.append((f"{_kind_of(each)} (NIfTI)", path))
     return written
@@ -63,6 +66,11 @@ def describe_provenance(made_by: Provenance, sources: Sequence[str]) -> dict[str
         "NodeVersion": made_by.node_version,
         "SourceFiles": list(sources),
     }
+
+
+def describe_verdict(verdict: Verdict) -> dict[str, Any]:
+    """Return the output gate's decision in plain values: accept, hold or refuse, and why."""
+    return {"Verdict": str(verdict.outcome), "Reasons": list(verdict.reasons)}
 
 
 def slug(text: str) -> str:

@@ -1,6 +1,7 @@
 """A NIfTI image as a DICOM series, so that one reader, one contract and one writer serve both.
 
 The series states what is known and nothing else: no patient, no date, no frame of reference that another image shares.
+It is a derived image, because a file may be averaged, stripped or computed without saying so.
 Integers are stored as they are. Other values are rounded to 16 bits, and refused where that would lose contrast.
 """
 
@@ -27,7 +28,7 @@ from dicomnode.errors import InputRefused
 from dicomnode.nifti.images import NiftiImage
 from model_zoo.grid import Grid
 
-__all__ = ["write_series"]
+__all__ = ["DERIVATION", "write_series"]
 
 _CLASSES = {"MR": MRImageStorage, "CT": CTImageStorage, "PT": PositronEmissionTomographyImageStorage}
 _OF_THE_STUDY = (
@@ -40,6 +41,7 @@ _EMPTY = (
     "StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName", "PatientName", "PatientID",
     "PatientBirthDate", "PatientSex", "Manufacturer", "PositionReferenceIndicator",
 )  # fmt: skip
+DERIVATION = "Converted from a NIfTI file, not from the scanner. What was done to the image before is not known."
 _COARSEST = 2e-3
 """Largest step of stored values, relative to the range of the middle 99 % of all values."""
 
@@ -86,15 +88,23 @@ def _make_header(attributes: Mapping[str, Any], modality: str, key: str, study: 
     for keyword in _EMPTY:
         setattr(ds, keyword, "")
     ds.StudyInstanceUID = uids.derive("nifti study", key)
-    ds.ImageType = ["ORIGINAL", "PRIMARY"]
     for keyword, value in attributes.items():
-        setattr(ds, keyword, value if keyword != "SeriesDescription" else str(value)[:64])
+        setattr(ds, keyword, value)
+    ds.SeriesDescription = f"NIFTI {attributes.get('SeriesDescription', '')}".strip()[:64]
+    ds.ImageType = ["DERIVED", "SECONDARY", *_list_further_types(attributes.get("ImageType"))]
+    ds.DerivationDescription = DERIVATION
     for keyword in _OF_THE_STUDY if study is not None else ():
         if study is not None and keyword in study:
             ds[keyword] = study[keyword]
     ds.SOPClassUID, ds.Modality = _CLASSES[modality], modality
     ds.SeriesInstanceUID, ds.SeriesNumber = uids.derive("nifti series", key), 1
     return ds
+
+
+def _list_further_types(stated_type: Any) -> list[str]:
+    """Return the values of a stated Image Type that say what the image shows: the third and later ones."""
+    values = list(stated_type) if isinstance(stated_type, list | tuple) else [stated_type] if stated_type else []
+    return values[2:] if values[:1] in (["ORIGINAL"], ["DERIVED"]) else values
 
 
 def _add_pixel_module(ds: Dataset, stored: _Stored, modality: str) -> None:
