@@ -95,6 +95,7 @@ def test_raw_images_have_their_voxels_affine_and_facts(study: tuple[Path, Phanto
     facts = json.loads(path.with_name("sub-A1_ses-x_FLAIR.json").read_text())
     assert (facts["EchoTime"], facts["RepetitionTime"], facts["InversionTime"]) == (0.12, 5.0, 1.65)
     assert facts["Manufacturer"] == "Scanner works"
+    assert facts["ImageType"] == ["ORIGINAL", "PRIMARY", "M"], "DERIVED where a NIfTI file was the source"
 
 
 def test_results_lie_on_the_voxels_of_their_source(study: tuple[Path, PhantomFindings], exported: Path) -> None:

@@ -195,7 +195,9 @@ def _list_sources(ds: Dataset) -> list[str]:
 
 def _describe_raw(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Return the facts of an acquisition under BIDS' names; times in seconds. Nothing of the patient is among them."""
-    found = {name: facts[fact] / 1000 for name, fact in _SECONDS.items() if fact in facts}
+    found: dict[str, Any] = {name: facts[fact] / 1000 for name, fact in _SECONDS.items() if fact in facts}
+    if "image_type" in facts:
+        found["ImageType"] = list(np.atleast_1d(facts["image_type"]).tolist())
     return {"Modality": "MR"} | found | {name: facts[fact] for name, fact in _FACTS.items() if fact in facts}
 
 
