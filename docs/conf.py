@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import re
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from sphinx.deprecation import RemovedInSphinx11Warning
 
 from dicomnode.installation import read_version
 from docs.generators import command_line, configuration, http
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
+
+# myst-parser 5.2 uses names that Sphinx 9 still has.
+warnings.filterwarnings("ignore", category=RemovedInSphinx11Warning, module="myst_parser")
 
 project = "dicomnode"
 author = "the dicomnode authors"
