@@ -3,9 +3,10 @@
 For each tracer and structure, and for the composite, z = |true SUVR - mean| / (sd that the network predicts) of
 subjects that the training has not seen. The interval of a new subject is mean +- f sd, f being the empirical quantile
 of z with the correction for a finite number of subjects (Papadopoulos et al. 2002; Lei et al., J. Am. Stat. Assoc. 113,
-2018). It holds its share of new subjects of the same kind, whatever the density of the errors. A bundle keeps the
-factors in its settings under ``interval_factors``: tracer → structure or "composite" → a factor for each level. Without
-them the errors count as normal.
+2018). It would hold its share of new subjects drawn as those were, whatever the density of the errors; validation
+subjects that share heads are fewer than they seem. A bundle keeps the factors in its settings under
+``interval_factors``: tracer → structure or "composite" → a factor for each level, and "subjects" → their number.
+Without them the errors count as normal.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["COMPOSITE", "FEWEST", "LEVELS", "Factors", "find_factors", "fit_factors"]
+__all__ = ["COMPOSITE", "FEWEST", "LEVELS", "SUBJECTS", "Factors", "count_subjects", "find_factors", "fit_factors"]
 
 LEVELS = (0.80, 0.95)
 COMPOSITE = "composite"
+SUBJECTS = "subjects"
 FEWEST = 19
 """Fewest subjects that determine the widest interval."""
 
@@ -46,3 +48,8 @@ def find_factors(settings: Mapping[str, Any], tracer: str, name: str) -> Factors
     if stored is not None:
         return tuple(float(each) for each in stored)
     return tuple(NormalDist().inv_cdf((1 + level) / 2) for level in LEVELS)
+
+
+def count_subjects(settings: Mapping[str, Any], tracer: str) -> int:
+    """Return the number of validation subjects behind a tracer's factors, 0 without factors."""
+    return int(settings.get("interval_factors", {}).get(tracer, {}).get(SUBJECTS, 0))

@@ -23,6 +23,9 @@ from pipelines.uptake import Region, find_body
 
 __all__ = ["ORGANS", "OrganRegions", "find_organs"]
 
+FEWEST_ORGANS = 5
+"""Fewest regions of ORGANS that are told to a network, which was trained with whole torsos: fewer would say that the
+others are not there."""
 LEAST_INSIDE = 0.9
 """Least share of the organs' voxels that must lie in the body of the PET."""
 _VERTEBRAE = (
@@ -73,9 +76,14 @@ class OrganRegions:
         return self.same_frame is True and self.inside >= LEAST_INSIDE
 
     @property
+    def found(self) -> tuple[str, ...]:
+        """Names of the organs on the PET's grid."""
+        return tuple(name for number, name in enumerate(ORGANS, start=1) if (self.on_pet == number).any())
+
+    @property
     def tissue_names(self) -> tuple[str, ...]:
-        """Names of the organs that a network may be given."""
-        return tuple(ORGANS)
+        """Names of the organs that a network may be given: none where too few were segmented."""
+        return tuple(ORGANS) if len(self.found) >= FEWEST_ORGANS else ()
 
     @property
     def description(self) -> str:
@@ -83,8 +91,8 @@ class OrganRegions:
             return "The segmentation does not name the PET's frame of reference (0020,0052); its organs were not used."
         if not self.is_registered:
             return f"Only {100 * self.inside:.0f} % of the segmented organs lie in the PET's body; they were not used."
-        found = [name for number, name in enumerate(ORGANS, start=1) if (self.on_pet == number).any()]
-        return f"Organs from the segmentation of the examination ({self.origin}): {', '.join(found)}."
+        told = "" if self.tissue_names else f" Fewer than {FEWEST_ORGANS}: they serve for numbers only."
+        return f"Organs from the segmentation of the examination ({self.origin}): {', '.join(self.found)}.{told}"
 
     def resample_fractions(self, names: Sequence[str], onto: Grid) -> Tensor:
         """Return the fractions (r, k, j, i) of the named organs on a grid; zero for other names."""

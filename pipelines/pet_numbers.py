@@ -19,7 +19,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from model_zoo.pet_intervals import COMPOSITE, LEVELS, Factors, find_factors
+from model_zoo.pet_intervals import COMPOSITE, LEVELS, Factors, count_subjects, find_factors
 from model_zoo.pet_synthesis import TARGETS, Covariates, composite_sd, composites, tracers_of
 from model_zoo.physics.tracers import centiloid
 from model_zoo.structures import STRUCTURES, Structure
@@ -76,7 +76,16 @@ def measure_pet(
                 quantity=SUVR_CODES[target], intervals=_suvr_intervals(middle[at], spread[at], factors[at]),
             )
         )  # fmt: skip
-    return [*findings, *_measure_amyloid(float(middle[0]), float(spread[0]), factors[0], samples, c, options)]
+    amyloid = _measure_amyloid(float(middle[0]), float(spread[0]), factors[0], samples, c, options)
+    notes = [_describe_widths(target, tracer, settings) for target, tracer in zip(TARGETS, tracers, strict=True)]
+    return [*findings, *amyloid, *notes]
+
+
+def _describe_widths(target: str, tracer: str, settings: Mapping[str, Any]) -> Note:
+    """Say what the widths of a target's intervals come from."""
+    subjects = count_subjects(settings, tracer)
+    origin = f"from the errors on {subjects} validation subjects" if subjects else "assumed, errors being normal"
+    return Note(f"intervals of {target}", f"Half widths are the predicted standard deviation times a factor: {origin}.")
 
 
 def _measure_region(s: Structure, target: str, mean: Tensor, sd: Tensor, factors: Factors) -> Measurement:

@@ -57,7 +57,7 @@ from pipelines.uptake import Region, Scale, average_over_ball, compare_uptake, d
 if TYPE_CHECKING:
     from model_zoo.bundle import Model
 
-__all__ = ["PIPELINE", "Options", "check_pet", "run"]
+__all__ = ["PIPELINE", "Options", "check_pet", "resample_region_maps", "run"]
 
 BODY = Code("38266002", "SCT", "Entire body")
 
@@ -204,7 +204,7 @@ def _restore(
         low,
         options.dose_fraction,
         spacing_mm=spacing_mm,
-        regions=_resample_region_maps(region_maps, isotropic, model),
+        regions=resample_region_maps(region_maps, isotropic, model),
         progress=progress,
     )
     noise_sd = _to_image_grid(isotropic, standard_dose.estimate_noise_sd(low), linear=True)
@@ -217,21 +217,24 @@ def _to_image_grid(isotropic: IsotropicTransform, x: Tensor, *, linear: bool = F
     return result
 
 
-def _resample_region_maps(region_maps: RegionMaps, isotropic: IsotropicTransform, model: Model) -> Tensor | None:
+def resample_region_maps(region_maps: RegionMaps, isotropic: IsotropicTransform, model: Model) -> Tensor | None:
     """Return the region maps in the network's order, or None where it knows no registered ones; the MR's go first.
 
     The training told either organs or tissues by CT, so that organs replace the CT's tissues.
     """
     names = list(model.settings.get("regions", ()))
     fractions: Tensor | None = None
-    has_organs = any(isinstance(each, OrganRegions) and each.is_registered for each in region_maps)
     for each in region_maps:
-        if isinstance(each, CtTissues) and has_organs:
+        if isinstance(each, CtTissues) and _tells_organs(region_maps):
             continue
         if each.is_registered and set(each.tissue_names) & set(names):
             maps = each.resample_fractions(names, isotropic.grid)
             fractions = maps if fractions is None else fractions + maps * (1 - fractions.sum(dim=0))
     return fractions.to(model.device) if fractions is not None and bool(fractions.any()) else None
+
+
+def _tells_organs(region_maps: RegionMaps) -> bool:
+    return any(isinstance(each, OrganRegions) and each.is_registered and each.tissue_names for each in region_maps)
 
 
 def _preserve_activity(pet: Volume, restored: _Restored, body: NDArray[np.bool_], options: Options) -> _Result:
@@ -354,8 +357,11 @@ def _notes(facts: Mapping[str, Any], options: Options, region_maps: RegionMaps) 
         notes.append(
             Note("attenuation", "Corrected Image (0028,0051) is not stated; attenuation correction is assumed.")
         )
-    none = "No MR of the head and no CT came with the study: the network was told no regions."
-    return [*notes, Note("regions", " ".join(each.description for each in region_maps) or none)]
+    none = "No MR of the head, no CT and no segmentation came with the study: the network was told no regions."
+    words = [each.description for each in region_maps]
+    if _tells_organs(region_maps) and any(isinstance(each, CtTissues) for each in region_maps):
+        words.append("The network was told the organs in place of the CT's tissues, which serve for numbers only.")
+    return [*notes, Note("regions", " ".join(words) or none)]
 
 
 PIPELINE = Pipeline(

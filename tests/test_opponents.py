@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import date
@@ -120,7 +123,7 @@ def test_a_network_learns_from_its_opponent_alone_what_true_images_are(tmp_path:
 
 
 def _train(name: str, out: Path, *, stop_at: int | None = None, resume: bool = False, **settings: Any) -> Path:
-    """Train the smoke configuration; ``stop_at``: end with an error after the checkpoint of that step."""
+    """Train the smoke configuration; ``stop_at``: end with an error before the checkpoint of that step is written."""
 
     def stop(line: dict[str, float]) -> None:
         if line["step"] == stop_at:
@@ -136,8 +139,10 @@ def _train(name: str, out: Path, *, stop_at: int | None = None, resume: bool = F
 def test_a_resumed_run_ends_as_an_unbroken_one_with_its_opponent(name: str, tmp_path: Path) -> None:
     once = checkpoint.read(_train(name, tmp_path / "once", adversarial_weight=0.1))
     with pytest.raises(KeyboardInterrupt):
-        _train(name, tmp_path / "twice", adversarial_weight=0.1, stop_at=3)
-    twice = checkpoint.read(_train(name, tmp_path / "twice", adversarial_weight=0.1, resume=True))
+        _train(
+            name, tmp_path / "twice", adversarial_weight=0.1, checkpoint_every=2, stop_at=4
+        )  # the semi's second stage
+    twice = checkpoint.read(_train(name, tmp_path / "twice", adversarial_weight=0.1, checkpoint_every=2, resume=True))
     assert once.opponent is not None
     assert twice.opponent is not None
     assert _flatten(once.opponent["judges"]).equal(_flatten(twice.opponent["judges"]))
@@ -145,6 +150,48 @@ def test_a_resumed_run_ends_as_an_unbroken_one_with_its_opponent(name: str, tmp_
     alone = checkpoint.read(_train(name, tmp_path / "alone"))
     assert alone.opponent is None
     assert not _flatten(once.average).equal(_flatten(alone.average))
+
+
+@pytest.mark.slow
+def test_a_checkpoint_without_its_opponent_is_not_resumed(tmp_path: Path) -> None:
+    name = "standard-dose-pet-semi"
+    with pytest.raises(KeyboardInterrupt):
+        _train(name, tmp_path, adversarial_weight=0.1, stop_at=6)
+    path = tmp_path / checkpoint.NAME
+    replace(checkpoint.read(path), opponent=None).write(path)
+    with pytest.raises(ValueError, match="holds no opponent"):
+        _train(name, tmp_path, adversarial_weight=0.1, resume=True)
+
+
+TOGETHER = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from model_zoo import training
+from model_zoo.training import loop, recipe
+
+found = training.load("synthetic-dir")
+c = replace(found.configurations["smoke"], steps=2, bf16=False, adversarial_weight=0.1, opponent_channels=4)
+loop.train(found, c, Path(sys.argv[1]), sources=recipe.make_simulated_sources(phantom=True))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_two_processes_train_together_against_one_opponent(tmp_path: Path) -> None:
+    script = tmp_path / "together.py"
+    script.write_text(TOGETHER)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*command, str(script), str(tmp_path / "two")], capture_output=True, text=True, env=environment,
+        cwd=Path(__file__).parents[1], check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    together = checkpoint.read(tmp_path / "two" / checkpoint.NAME)
+    assert (together.world, together.step) == (2, 2)
+    assert together.opponent is not None
+    assert _flatten(together.opponent["judges"]).isfinite().all()
 
 
 def _flatten(state: Any) -> Tensor:

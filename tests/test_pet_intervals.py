@@ -15,7 +15,7 @@ from dicomnode.cli import main
 from model_zoo import pet_intervals
 from model_zoo import pet_synthesis as network
 from model_zoo.evaluation.pet_intervals import coverage_by_region
-from model_zoo.pet_intervals import COMPOSITE, LEVELS
+from model_zoo.pet_intervals import COMPOSITE, LEVELS, SUBJECTS
 from model_zoo.structures import COUNT, STRUCTURES, number
 from model_zoo.training import bundle, loop
 from model_zoo.training import pet_synthesis as training
@@ -63,7 +63,9 @@ def test_skewed_errors_are_covered_where_a_normal_density_fails() -> None:
             assert held["florbetapir", name, level] == pytest.approx(level, abs=0.035)
         assert assumed["florbetapir", name, 0.80] < 0.55
     assert set(settings["interval_factors"]) == {"florbetapir", "flortaucipir"}
-    assert set(settings["interval_factors"]["florbetapir"]) == {COMPOSITE, *(s.name for s in STRUCTURES)}
+    found = settings["interval_factors"]["florbetapir"]
+    assert set(found) == {COMPOSITE, SUBJECTS, *(s.name for s in STRUCTURES)}
+    assert found[SUBJECTS] == 1000
 
 
 def test_a_tracer_with_too_few_subjects_has_no_ends_and_its_missing_images_do_not_count() -> None:
@@ -127,13 +129,20 @@ def test_a_bundle_is_calibrated_anew_by_the_command_or_refused_with_the_reason(
     bundle.write(recipe, run, made, version="0.0.1", made_on=date(2026, 1, 2), commit="c0ffee")
     settings = made / "configs" / "inference.json"
     before = settings.read_text()
-    command = ["train", "pet-synthesis", "--phantom", "--calibrate", str(made)]
+    command = ["train", "pet-synthesis", "--phantom", "--calibrate", str(made), "--version", "0.0.2"]
     assert main(command) == 1
     assert "too few validation subjects" in capsys.readouterr().err
     assert settings.read_text() == before
     monkeypatch.setattr(training, "draw_validation_items", _repeat_items(training.draw_validation_items, 40))
+    settings.write_text(json.dumps(json.loads(before) | {"interval_factors": {"PiB": {"insula": [1, 2]}}}))
+    assert main([*command[:-1], "0.0.1"]) == 1  # results name the version
+    assert "0.0.1 is the version of the bundle as it is" in capsys.readouterr().err
     assert main(command) == 0
-    assert set(json.loads(settings.read_text())["interval_factors"]) == {"florbetapir", "flortaucipir"}
+    found = json.loads(settings.read_text())["interval_factors"]
+    assert set(found) == {"florbetapir", "flortaucipir", "PiB"}  # what has too few subjects stays
+    metadata = json.loads((made / "configs" / "metadata.json").read_text())
+    assert metadata["version"] == "0.0.2"
+    assert metadata["calibrated_on"].startswith("phantom, 20")
     assert main(["train", "mri-prior", "--phantom", "--calibrate", str(made)]) == 1
     assert "nothing to calibrate" in capsys.readouterr().err
 

@@ -198,12 +198,15 @@ def test_the_bundle_s_factors_replace_those_of_a_normal_density() -> None:
     sd, one = torch.full((2, COUNT), 0.1), torch.full((2, COUNT), 1.3)
     factors = {
         "flortaucipir": {"temporal cortex": [1.0, 3.0]},
-        "florbetapir": {"composite": [0.5, 2.0]},
+        "florbetapir": {"composite": [0.5, 2.0], "subjects": 240},
         "PiB": {"composite": [9.0, 9.0]},
     }
     findings = pet_numbers.measure_pet(
         one, sd, one[None], network.Covariates(), pet_synthesis.Options(), {"interval_factors": factors}
     )
+    notes = _select_notes(findings)
+    assert notes["intervals of amyloid"].endswith("from the errors on 240 validation subjects.")
+    assert notes["intervals of tau"].endswith("assumed, errors being normal.")
     measured = _select_measurements(findings)
     eighty, ninety_five = measured["tau SUVR of temporal cortex"].intervals
     assert [eighty.low, eighty.high, ninety_five.low, ninety_five.high] == pytest.approx([1.2, 1.4, 1.0, 1.6])

@@ -20,14 +20,15 @@ from dicomnode.errors import InputRefused
 from dicomnode.execution import processing
 from dicomnode.reading import segmentations, volumes
 from dicomnode.results import marking
-from model_zoo import registry
+from model_zoo import ct_tissues, registry
 from model_zoo.bundle import BundleError, Model
 from model_zoo.simulate.pet import low_dose
 from model_zoo.simulate.pet.low_dose import REGIONS
 from model_zoo.simulate.pet.torso import draw_torso
 from model_zoo.training.recipe import seeded
-from pipelines import organ_regions, standard_dose_pet
+from pipelines import ct_regions, organ_regions, standard_dose_pet
 from pipelines.contract import Case, Grid, Image, Labels, Measurement, Note, Refused, Segment, Volume
+from pipelines.isotropic import make_isotropic_transform
 from tests.bundles import centred_grid
 from tests.dciodvfy import find_errors
 from tests.findings import NOW
@@ -227,6 +228,36 @@ def test_organs_of_another_frame_or_outside_the_body_are_not_used_and_the_note_s
         assert not [f for f in found if isinstance(f, Measurement) and f.group == "liver"]
     used = _find(_restore(blur, pet, labels), Note, "regions").text
     assert used.startswith("Organs from the segmentation of the examination (MANUAL): lungs, heart, liver")
+
+
+def _make_ct(torso: low_dose.Pair, grid: Grid) -> Volume:
+    """Return a CT of the torso: lungs, bone and soft tissue by its regions, air outside."""
+    hu = np.full(grid.shape, -1000.0, np.float32)
+    hu[torso.target.numpy() > 0.05 * float(torso.target.mean())] = 40.0
+    for name, value in (("lungs", -750.0), ("spine", 500.0), ("bone", 500.0)):
+        hu[torso.regions.numpy() == REGIONS.index(name) + 1] = value
+    return Volume(hu, grid, "[hnsf'U]")
+
+
+def test_few_organs_serve_for_numbers_and_leave_the_ct_to_the_network(torso: low_dose.Pair, blur: Model) -> None:
+    pet = _make_volume(torso.low)
+    labels, ct = _make_labels(torso.regions, pet.grid), _make_ct(torso, pet.grid)
+    liver = replace(labels, data=np.where(labels.data == REGIONS.index("liver") + 1, labels.data, 0).astype(np.uint16))
+    isotropic = make_isotropic_transform(pet.grid, SPACING_MM)
+    known = replace(blur, settings={"regions": [*REGIONS, *ct_tissues.NAMES]})
+    told = {}
+    for name, organs in (("all", labels), ("liver", liver)):
+        found = organ_regions.find_organs(organs, pet, {"same_frame": True})
+        tissues = ct_regions.find_ct_tissues(ct, pet, {"modality": "CT", "same_frame": True})
+        maps = standard_dose_pet.resample_region_maps([found, tissues], isotropic, known)
+        assert maps is not None
+        told[name] = {region for region, each in zip(known.settings["regions"], maps, strict=True) if each.any()}
+    assert told["all"] == set(organ_regions.ORGANS) & told["all"]
+    assert len(told["all"]) >= 5
+    assert told["liver"] <= set(ct_tissues.NAMES)
+    assert "lung by CT" in told["liver"]
+    text = _find(_restore(blur, pet, liver), Note, "regions").text
+    assert text.endswith("liver. Fewer than 5: they serve for numbers only.")
 
 
 def test_a_segmentation_without_a_known_organ_is_refused(torso: low_dose.Pair, blur: Model) -> None:

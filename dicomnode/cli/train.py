@@ -52,7 +52,7 @@ def train(
     version: Annotated[str, typer.Option(help="Version of the bundle.")] = "0.0.0",
     calibrate: Annotated[
         Path | None,
-        typer.Option(help="Do not train: fit the intervals of this bundle folder anew to the validation rows."),
+        typer.Option(help="Do not train: fit the intervals of this bundle folder to validation rows, as --version."),
     ] = None,
     columns: Annotated[bool, typer.Option("--columns", help="Only print the columns of a manifest.")] = False,
     phantom: Annotated[bool, typer.Option("--phantom", hidden=True, help="Ellipsoids instead of heads.")] = False,
@@ -71,7 +71,7 @@ def train(
         _check_device(device)
         sources = open_sources(chosen, data, manifest, phantom)
         if calibrate is not None:
-            _calibrate(chosen, calibrate, sources)
+            _calibrate(chosen, calibrate, sources, version)
             return
         weights = None
         if start is not None:
@@ -161,11 +161,12 @@ def open_sources(recipe: Recipe[Any], data: Path | None, table: Path | None, pha
         raise ConfigError(f"{table}: {len(error.problems)} thing(s) to put right, nothing was trained") from error
 
 
-def _calibrate(recipe: Recipe[Any], folder: Path, sources: Sources) -> None:
+def _calibrate(recipe: Recipe[Any], folder: Path, sources: Sources, version: str) -> None:
     from model_zoo.training import bundle
 
     try:
-        bundle.calibrate(recipe, folder, sources.validation)
+        today = datetime.now(UTC).date()
+        bundle.calibrate(recipe, folder, sources.validation, version=version, made_on=today)
     except (BundleError, ValueError) as error:
         raise ConfigError(f"--calibrate {folder}: {error}") from error
     print(folder)

@@ -1,4 +1,7 @@
-"""Shares of held-out simulated subjects whose true regional SUVR lies inside the interval that the node delivers."""
+"""Shares of held-out simulated subjects whose true regional SUVR lies inside its interval, with the true structures.
+
+The node uses the structures of its anatomy model, whose errors are in neither the intervals nor these shares.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +67,8 @@ def make_coverage_table(model: Model, source: Source, heads: int, patients: int)
     subjects = heads * patients // 2
     note = (
         f"Shares of {subjects} simulated patients per tracer on held-out anatomy whose true SUVR is inside, half of "
-        "them with covariates unknown as in training. The widths come from other anatomy. Sampling error of a share of "
+        "them with covariates unknown as in training. Structures are the true ones. The widths come from other "
+        "anatomy. Sampling error of a share of "
         f"0.8: {math.sqrt(0.16 / max(subjects, 1)):.2f}, more where patients share a head."
     )
     return Table("Intervals by region", ("structure", *(f"{t}, {level:.0%}" for t, level in columns)), rows, note)

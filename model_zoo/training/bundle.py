@@ -71,17 +71,23 @@ def write(
     shutil.copyfile(_find_licence(), bundle / "LICENSE")
 
 
-def calibrate(recipe: Recipe[Any], bundle: Path, validation: Source) -> None:
-    """Replace the calibrated settings of the bundle folder by those from ``validation``.
+def calibrate(recipe: Recipe[Any], bundle: Path, validation: Source, *, version: str, made_on: date) -> None:
+    """Replace the calibrated settings of the bundle folder by those from ``validation``, which makes it ``version``.
 
-    Raises ValueError, and changes nothing, where the recipe has none or there are too few subjects.
+    Settings for which there are too few subjects stay. Raises ValueError, and changes nothing, where the recipe has
+    none, all have too few subjects, or the version is the bundle's own: results name their version.
     """
     if recipe.calibrate is None:
         raise ValueError(f"the recipe {recipe.name} has nothing to calibrate")
+    if version == registry.read_facts(bundle).version:
+        raise ValueError(f"{version} is the version of the bundle as it is: another --version is needed")
     found = _fit_settings(recipe, bundle, validation)
     if not any(found.values()):
         raise ValueError("too few validation subjects to calibrate anything: 19 of a tracer are needed")
     _add_settings(bundle, found)
+    metadata = bundle / "configs" / "metadata.json"
+    changed = {"version": version, "calibrated_on": f"{validation.data}, {made_on.isoformat()}"}
+    _write_json(metadata, json.loads(metadata.read_text()) | changed)
 
 
 def _fit_settings(recipe: Recipe[Any], bundle: Path, validation: Source) -> dict[str, Any]:
@@ -93,9 +99,11 @@ def _fit_settings(recipe: Recipe[Any], bundle: Path, validation: Source) -> dict
         return recipe.calibrate(model.network, own.from_json(json.dumps(model.metadata["configuration"])), validation)
 
 
-def _add_settings(bundle: Path, settings: Mapping[str, Any]) -> None:
+def _add_settings(bundle: Path, settings: Mapping[str, Mapping[str, Any]]) -> None:
+    """Add the calibrated settings, each a mapping whose other keys stay."""
     path = bundle / "configs" / "inference.json"
-    _write_json(path, json.loads(path.read_text()) | settings)
+    content = json.loads(path.read_text())
+    _write_json(path, content | {name: content.get(name, {}) | dict(found) for name, found in settings.items()})
 
 
 def find_source_commit() -> str:

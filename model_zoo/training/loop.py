@@ -212,7 +212,9 @@ def _restore_run(run: _Run, path: Path, data: str, resume: bool) -> int:
         raise ValueError(f"{path} was trained by {saved.world} processes together, now there are {run.world.size}")
     run.network.load_state_dict(saved.network)
     run.optimiser.load_state_dict(dict(saved.optimiser))
-    if run.opponent is not None and saved.opponent is not None:
+    if run.opponent is not None:
+        if saved.opponent is None:
+            raise ValueError(f"{path} holds no opponent, which this configuration has")
         run.opponent.load_state(saved.opponent)
     for name, value in saved.average.items():
         run.average[name].copy_(value)

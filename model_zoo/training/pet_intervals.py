@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from model_zoo import pet_synthesis
-from model_zoo.pet_intervals import COMPOSITE, fit_factors
+from model_zoo.pet_intervals import COMPOSITE, SUBJECTS, fit_factors
 from model_zoo.pet_synthesis import TARGETS, Conditions, Covariates
 from model_zoo.precision import autocast
 from model_zoo.structures import STRUCTURES
@@ -69,7 +69,7 @@ def standardise(errors: RegionalErrors) -> tuple[Tensor, Tensor]:
 
 
 def calibrate_intervals(errors: Iterator[RegionalErrors]) -> dict[str, Any]:
-    """Return ``interval_factors`` of the bundle's settings: tracer → structure or composite → a factor by level."""
+    """Return ``interval_factors`` of the bundle's settings, for the tracers with enough subjects."""
     collected: dict[str, dict[str, list[Tensor]]] = {}
     for each in errors:
         by_structure, composite = standardise(each)
@@ -78,8 +78,13 @@ def calibrate_intervals(errors: Iterator[RegionalErrors]) -> dict[str, Any]:
             for s in STRUCTURES:
                 of_tracer.setdefault(s.name, []).append(by_structure[at, s.number - 1])
             of_tracer.setdefault(COMPOSITE, []).append(composite[at])
-    factors = {
-        tracer: {name: found for name, values in regions.items() if (found := fit_factors(torch.stack(values)))}
-        for tracer, regions in sorted(collected.items())
+    return {
+        "interval_factors": {t: found for t, regions in sorted(collected.items()) if (found := _fit_tracer(regions))}
     }
-    return {"interval_factors": {tracer: regions for tracer, regions in factors.items() if regions}}
+
+
+def _fit_tracer(regions: Mapping[str, list[Tensor]]) -> dict[str, Any]:
+    """Return the factors of one tracer's regions and the number of subjects, or nothing where they are too few."""
+    z = {name: torch.stack(values) for name, values in regions.items()}
+    factors = {name: found for name, values in z.items() if (found := fit_factors(values))}
+    return factors | {SUBJECTS: int(z[COMPOSITE].isfinite().sum())} if factors else {}
