@@ -42,7 +42,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy dicomnode pipelines model_zoo db tests benchmarks examples docs
 
-CLASSICAL := --method zero --method cg --method l1 --method total
+CLASSICAL := --method zero --method cg --method l1 --method total --method bart
 OURS := --method "ours: DDS posterior mean" --method "dds: one"
 KEPT := --method "ours: DDS posterior mean, samples kept"
 SAMPLERS := --slices 1 --acceleration 4 --method zero --method "dds: one" --method "dps: one" --method "score_mri: one"
@@ -50,7 +50,7 @@ TABLE := $(BIN)/python -m benchmarks.reconstruction
 
 # Every table of docs/benchmarks.md in its order; each has a store of its own, since a stored row is not measured again.
 bench: $(INSTALLED) peers
-	$(TABLE) --set faults --subject 13 --slices 1 --method bart $(CLASSICAL) --method "ours: DDS posterior mean, samples kept within" --store build/benchmarks/faults.json
+	$(TABLE) --set faults --subject 13 --slices 1 $(CLASSICAL) --method "ours: DDS posterior mean, samples kept within" --store build/benchmarks/faults.json
 	$(BIN)/python -m benchmarks.folding
 	$(TABLE) --set simulated $(CLASSICAL) $(OURS) --store build/benchmarks/simulated.json
 	$(TABLE) --set simulated $(SAMPLERS) --method ours --method cg --method "dds: mean" --method "ald: one" --store build/benchmarks/samplers.json
