@@ -116,7 +116,7 @@ STUDIES = (
     Study("standard_dose_pet", "the same with a T1w of 1 mm", 120, _brain_pet_and_t1w),
     Study("standard_dose_pet", "whole body, 267 slices", 120, _whole_body),
     Study("synthetic_dir", "FLAIR + T1w of 1 mm, N = 20", 300, _flair_and_t1w),
-    Study("mri_reconstruction", "20 slices of 256², 8 coils, K = 4", 60, _kspace),
+    Study("mri_reconstruction", "20 slices of 256², 8 coils, K = 4", 120, _kspace),
 )
 FEW_SLICES = Study("mri_reconstruction", "4 of these slices", 60, partial(_kspace, slices=4))
 """For the effect of an option (``--few``), in less time."""

@@ -16,6 +16,8 @@ __all__ = ["autocast", "device_name", "has_bfloat16"]
 @cache
 def has_bfloat16(device_type: str) -> bool:
     """Return whether convolutions in bfloat16 are fast on a device such as "cpu" or "cuda"."""
+    if device_type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device_type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 

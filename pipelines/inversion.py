@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from model_zoo import adaptation, classical, coupling, samplers, uncertainty
@@ -36,6 +36,16 @@ THIN_MM = 2.5
 GAP = 0.05
 """Limits for the coupling of slices: spacing of at most ``THIN_MM``, gaps of at most ``GAP`` of the thickness."""
 
+STEPS = {"dds": 8, "adadiff": 8, "dps": 100, "score_mri": 100, "ald": 60}
+"""Steps of a sample by solver, where a route states none. DDS begins at the estimate, the other three with noise."""
+MISPLACED = {
+    "sigma_max": ("dds", "adadiff"),
+    "dds_sigma_max": ("dps", "score_mri", "ald"),
+    "mean_sigma_max": ("adadiff",),
+    "momentum": ("adadiff",),
+}
+"""Options that a solver does not read, by the solvers that do not."""
+
 
 class Options(BaseModel):
     """Options of a route.
@@ -55,7 +65,8 @@ class Options(BaseModel):
         default=8,
         ge=2,
         le=2000,
-        description="steps of each posterior sample: 8 suffice dds and adadiff, the other solvers need 60 to 100",
+        description="steps of each posterior sample; not given: 8 for dds and adadiff, 100 for dps and score_mri, "
+        "60 for ald",
     )
     mean_steps: int = Field(default=9, ge=2, le=2000, description="steps of the estimate")
     momentum: float = Field(
@@ -134,6 +145,27 @@ class Options(BaseModel):
         description="most steps in which adadiff adapts the prior",
     )
     adaptation_rate: float = Field(default=5e-4, gt=0, le=0.1, description="learning rate of adadiff's adaptation")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _choose_steps(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "steps" not in values and values.get("solver") in STEPS:
+            return {**values, "steps": STEPS[values["solver"]]}
+        return values
+
+    @model_validator(mode="after")
+    def _check_solver(self) -> Self:
+        """Refuse noise levels that do not descend, and a value of an option that the solver does not read."""
+        for top, bottom in (
+            ("mean_sigma_max", "mean_sigma_min"), ("rapid_sigma_max", "mean_sigma_min"),
+            ("sigma_max", "sigma_min"), ("dds_sigma_max", "sigma_min"),
+        ):  # fmt: skip
+            if getattr(self, top) <= getattr(self, bottom):
+                raise ValueError(f"{top} {getattr(self, top):g} is not above {bottom} {getattr(self, bottom):g}")
+        for name, solvers in MISPLACED.items():
+            if self.solver in solvers and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"solver {self.solver} does not read {name}: remove it, or choose another solver")
+        return self
 
 
 def adapt_prior(problem: Problem, model: Model, options: Options, seed: int) -> tuple[Model, adaptation.Adaptation]:

@@ -8,8 +8,9 @@ measurements of fit. Values are in the units of the samples (an orthonormal Four
 arbitrary: unit "1".
 
 Model: y = A x + e with A = P F S and white e; prior: the bundle ``mri_prior``, a denoiser of complex images whose
-99th percentile of magnitude is one. Thin slices without gaps are coupled in the estimate; samples are drawn slice by
-slice, so that their spread does not count on the neighbours. Papers: ESPIRiT (Uecker 2014), DDS (Chung 2024), EDM
+99th percentile of magnitude is one. Thin slices without gaps can be coupled in the estimate. Samples start at the
+estimate and are drawn slice by slice, with the original prior; their spread is scaled by samples of k-space that were
+held out. Papers: ESPIRiT (Uecker 2014), DDS (Chung 2024), EDM
 (Karras 2022), AdaDiff (Güngör 2023, as corrected in ``model_zoo.adaptation``).
 """
 

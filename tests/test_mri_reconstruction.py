@@ -162,6 +162,37 @@ def test_every_solver_runs_and_counts_its_evaluations(solver: str) -> None:
         assert calls == 2 * inversion.count_evaluations(options)
 
 
+@pytest.mark.parametrize(
+    ("solver", "steps"), [("dds", 8), ("adadiff", 8), ("dps", 100), ("score_mri", 100), ("ald", 60)]
+)
+def test_each_solver_takes_the_steps_it_needs_unless_a_route_states_others(solver: str, steps: int) -> None:
+    assert inversion.Options.model_validate({"solver": solver}).steps == steps
+    assert inversion.Options.model_validate({"solver": solver, "steps": 5}).steps == 5
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"sigma_min": 0.5},
+        {"mean_sigma_min": 0.4},
+        {"solver": "ald", "sigma_max": 0.001},
+        {"sigma_max": 2.0},
+        {"solver": "dps", "dds_sigma_max": 0.5},
+        {"solver": "adadiff", "mean_sigma_max": 0.4},
+        {"solver": "adadiff", "momentum": 0.5},
+    ],
+)
+def test_options_that_contradict_each_other_or_the_solver_are_refused(given: dict[str, object]) -> None:
+    with pytest.raises(pydantic.ValidationError, match=r"is not above|does not read"):
+        inversion.Options.model_validate(given)
+
+
+def test_written_options_are_read_back() -> None:
+    for solver in ("dds", "adadiff", "ald"):
+        options = inversion.Options.model_validate({"solver": solver})
+        assert inversion.Options.model_validate(options.model_dump()) == options
+
+
 def test_an_adapted_prior_is_told_of_and_the_model_stays_as_it_was() -> None:
     model = prior()
     before = {name: value.clone() for name, value in model.network.state_dict().items()}

@@ -25,6 +25,17 @@ def test_a_convolution_is_not_slower_by_orders_of_magnitude() -> None:
 
 
 @pytest.mark.parametrize("has_it", [True, False])
+def test_a_graphics_processor_that_only_emulates_bfloat16_computes_in_float32(
+    has_it: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def is_supported(*, including_emulation: bool) -> bool:
+        return including_emulation or has_it
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_supported)
+    assert precision.has_bfloat16.__wrapped__("cuda") is has_it
+
+
+@pytest.mark.parametrize("has_it", [True, False])
 def test_the_precision_is_that_of_the_processor(has_it: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "has_bfloat16", lambda device_type: has_it)
     with torch.no_grad(), precision.autocast("cpu"):

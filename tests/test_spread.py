@@ -54,6 +54,18 @@ def test_a_prior_that_is_too_sure_by_a_factor_gets_its_sd_multiplied_by_it(times
     assert found.evaluations == 2 * (10 + 4 * 120)
 
 
+def test_the_shipped_sampler_is_too_sure_of_a_perfect_prior_and_held_out_data_correct_it() -> None:
+    p, model, options = acquire(PRIOR_SD), white_model(), inversion.Options()
+    found = spread.measure_spread(p, model, model, options, 1)
+    x = inversion.estimate_slices(p, model, options)
+    samples = [inversion.draw_samples(p, model, options, [2 * n, 2 * n + 1], x) for n in range(8)]
+    unmeasured = Fourier(p.A.maps, ~p.A.mask)
+    _, sd = uncertainty.mean_and_sd(map(unmeasured, samples))
+    measured_sd = float((sd.square().sum() / (2 * unmeasured.measured.sum())).sqrt())
+    assert 0.65 < measured_sd / PRIOR_SD < 0.85
+    assert measured_sd * found.factor / uncertainty.BEYOND == pytest.approx(PRIOR_SD, rel=0.1)
+
+
 def test_nothing_held_out_gives_the_usual_factor_without_an_evaluation() -> None:
     options = inversion.Options(held_out=0.0)
     found = spread.measure_spread(acquire(1.0), white_model(), white_model(), options, 1)
