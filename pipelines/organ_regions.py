@@ -91,8 +91,8 @@ class OrganRegions:
             return "The segmentation does not name the PET's frame of reference (0020,0052); its organs were not used."
         if not self.is_registered:
             return f"Only {100 * self.inside:.0f} % of the segmented organs lie in the PET's body; they were not used."
-        told = "" if self.tissue_names else f" Fewer than {FEWEST_ORGANS}: they serve for numbers only."
-        return f"Organs from the segmentation of the examination ({self.origin}): {', '.join(self.found)}.{told}"
+        remark = "" if self.tissue_names else f" Fewer than {FEWEST_ORGANS}: they serve for numbers only."
+        return f"Organs from the segmentation of the examination ({self.origin}): {', '.join(self.found)}.{remark}"
 
     def resample_fractions(self, names: Sequence[str], onto: Grid) -> Tensor:
         """Return the fractions (r, k, j, i) of the named organs on a grid; zero for other names."""

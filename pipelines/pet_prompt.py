@@ -26,7 +26,7 @@ _UNDERSTOOD = "MMSE 13, 70 years, female, male, e4 2, p-tau217 0.4, later stage"
 
 @dataclass(frozen=True)
 class Prompt:
-    """A parsed sentence: tracers asked for, covariates that differ from the patient's, and its items in one form."""
+    """A parsed sentence: tracers that it names, covariates in place of the patient's, and its items in one form."""
 
     targets: tuple[str, ...]
     covariates: Mapping[str, Any]
@@ -66,7 +66,7 @@ _ITEMS: tuple[tuple[re.Pattern[str], Callable[[str], tuple[str, Any, str]]], ...
 def parse_prompt(sentence: str) -> Prompt:
     """Parse a sentence. Raises ValueError that names the part that is not understood, or said twice."""
     head = _HEAD.match(sentence.strip())
-    asked = head[1].lower() if head and head[1] else None
+    target = head[1].lower() if head and head[1] else None
     rest = sentence.strip()[head.end() :] if head else sentence.strip()
     found: dict[str, Any] = {}
     texts: list[str] = []
@@ -82,7 +82,7 @@ def parse_prompt(sentence: str) -> Prompt:
         raise ValueError(f"{sentence!r} names no covariate; understood are: {_UNDERSTOOD}")
     if len(text := ", ".join(texts)) > LONGEST:
         raise ValueError(f"{text!r} is longer than {LONGEST} characters: name fewer covariates")
-    return Prompt((asked,) if asked else TARGETS, MappingProxyType(found), text)
+    return Prompt((target,) if target else TARGETS, MappingProxyType(found), text)
 
 
 def _read_item(part: str) -> tuple[str, Any, str]:
