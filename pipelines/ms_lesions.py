@@ -13,13 +13,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from model_zoo.lesion_decision import LesionCriteria
 from pipelines import dir_support, examinations, lesion_segments, lesions
 from pipelines.codes import PROBABILITY
 from pipelines.contract import Case, Finding, Input, ParametricMap, Pipeline, Progress, Volume
 from pipelines.dir_estimate import DirEstimate, DropoutPasses, estimate_dir, resample_map
+from pipelines.lesion_options import LesionOptions
 
 if TYPE_CHECKING:
     from model_zoo.bundle import Model
@@ -27,37 +27,14 @@ if TYPE_CHECKING:
 __all__ = ["PIPELINE", "Options", "run"]
 
 
-class Options(BaseModel):
+class Options(LesionOptions):
     """Options of a route.
 
     The lesion probability hardly depends on dropout, so that one pass without dropout is enough. All other defaults are
     those of ``synthetic_dir``.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     passes: int = Field(default=1, ge=1, le=200, description="dropout passes through the network; 1: without dropout")
-    lesion_probability: float = Field(
-        default=0.5,
-        gt=0,
-        lt=1,
-        description="probability above which a voxel belongs to a lesion",
-    )
-    smallest_lesion_mm3: float = Field(default=15.0, ge=1, description="smallest volume of a lesion in mm3")
-    lesion_sure: float = Field(default=0.85, ge=0, le=1, description="smallest mean probability of a lesion")
-    lesion_flair: float = Field(
-        default=2.5,
-        ge=0,
-        description="smallest FLAIR signal of a lesion's bright tenth, in sd above the median of its structure",
-    )
-    lesions_told: int = Field(default=40, ge=0, le=200, description="most lesions that the report lists one by one")
-
-    @property
-    def thresholds(self) -> lesions.Thresholds:
-        decision = LesionCriteria(
-            self.lesion_probability, self.smallest_lesion_mm3, self.lesion_sure, self.lesion_flair
-        )
-        return lesions.Thresholds(decision, max_listed=self.lesions_told)
 
 
 def run(case: Case, model: Model, options: Options, seed: int, progress: Progress) -> list[Finding]:

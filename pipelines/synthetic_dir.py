@@ -19,9 +19,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from model_zoo.lesion_decision import LesionCriteria
 from model_zoo.physics.sequences import DIR_TE_MS, DIR_TR_MS, Dir
 from model_zoo.structures import CORTEX, number
 from model_zoo.synthetic_dir import CLIP, render
@@ -41,6 +40,7 @@ from pipelines.contract import (
 )
 from pipelines.dir_estimate import DirEstimate, DropoutPasses, estimate_dir, resample_map
 from pipelines.examinations import Comparison
+from pipelines.lesion_options import LesionOptions
 
 if TYPE_CHECKING:
     from model_zoo.bundle import Model
@@ -48,10 +48,8 @@ if TYPE_CHECKING:
 __all__ = ["PIPELINE", "Options", "run"]
 
 
-class Options(BaseModel):
+class Options(LesionOptions):
     """Options of a route. TI1 is the time from first to second inversion, TI2 from the second to the excitation."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     passes: int = Field(
         default=20,
@@ -69,32 +67,15 @@ class Options(BaseModel):
         default=None,
         description="TI1 and TI2 of that DIR in ms; none: those that null the subject's white matter and CSF",
     )
-    lesion_probability: float = Field(
-        default=0.5,
-        gt=0,
-        lt=1,
-        description="probability above which a voxel belongs to a lesion",
-    )
-    smallest_lesion_mm3: float = Field(default=15.0, ge=1, description="smallest volume of a lesion in mm3")
-    lesion_sure: float = Field(default=0.85, ge=0, le=1, description="smallest mean probability of a lesion")
-    lesion_flair: float = Field(
-        default=2.5,
-        ge=0,
-        description="smallest FLAIR signal of a lesion's bright tenth, in sd above the median of its structure",
-    )
     lesion_contrast: float = Field(
         default=0.3,
         ge=0,
         description="smallest contrast of a lesion on DIR, where grey matter is 1",
     )
-    lesions_told: int = Field(default=40, ge=0, le=200, description="most lesions that the report lists one by one")
 
     @property
     def thresholds(self) -> lesions.Thresholds:
-        decision = LesionCriteria(
-            self.lesion_probability, self.smallest_lesion_mm3, self.lesion_sure, self.lesion_flair
-        )
-        return lesions.Thresholds(decision, self.lesion_contrast, self.lesions_told)
+        return replace(super().thresholds, contrast=self.lesion_contrast)
 
 
 def run(case: Case, model: Model, options: Options, seed: int, progress: Progress) -> list[Finding]:
