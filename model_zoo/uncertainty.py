@@ -73,10 +73,11 @@ def calibrate_sd(sd: NDArray[np.float32], image: NDArray[np.float32], factor: fl
 
     The geometric mean halves, on a logarithmic scale, how much the sd varies: errors vary less from place to place than
     the spread of samples. The order of voxels in a slice stays. Inside is where ``image`` exceeds a tenth of its 99th
-    percentile in the slice.
+    percentile in the slice; a slice without an object has an L of zero.
     """
     inside = image > 0.1 * np.quantile(image, 0.99, axis=(1, 2), keepdims=True)
-    mean_square = np.mean(sd.astype(np.float64) ** 2, axis=(1, 2), where=inside, keepdims=True)
+    square = np.sum(sd.astype(np.float64) ** 2, axis=(1, 2), where=inside, keepdims=True)
+    mean_square = square / np.maximum(inside.sum(axis=(1, 2), keepdims=True), 1)
     calibrated: NDArray[np.float32] = (factor * np.sqrt(sd * np.sqrt(mean_square))).astype(np.float32)
     return calibrated
 

@@ -56,9 +56,8 @@ def find_fraction_range(facts: Mapping[str, Any], grid: Grid) -> tuple[float, fl
 
 def find_standard_range(facts: Mapping[str, Any], grid: Grid) -> tuple[float, float]:
     """Return the range of P of a standard dose (MBq min / kg): of body or brain, of both where neither is certain."""
-    is_long = grid.shape[0] * grid.spacing_mm[0] > _MULTIPLE_BEDS_MM
-    if is_long and facts.get("acquisition_times", 1) > 1:
-        return BODY
+    if grid.shape[0] * grid.spacing_mm[0] > _MULTIPLE_BEDS_MM:
+        return BODY if facts.get("acquisition_times", 1) > 1 else (BODY[0], BRAIN[1])
     parts = f"{facts.get('body_part', '')} {facts.get('region', '')}".casefold()
     return BRAIN if any(part in parts for part in _HEAD) else (BODY[0], BRAIN[1])
 

@@ -38,11 +38,19 @@ GAP = 0.05
 
 STEPS = {"dds": 8, "adadiff": 8, "dps": 100, "score_mri": 100, "ald": 60}
 """Steps of a sample by solver, where a route states none. DDS begins at the estimate, the other three with noise."""
+_FROM_NOISE = ("dps", "score_mri", "ald")
+_OTHERS = ("dds", *_FROM_NOISE)
 MISPLACED = {
     "sigma_max": ("dds", "adadiff"),
-    "dds_sigma_max": ("dps", "score_mri", "ald"),
+    "dds_sigma_max": _FROM_NOISE,
     "mean_sigma_max": ("adadiff",),
+    "mean_steps": ("adadiff",),
     "momentum": ("adadiff",),
+    "rapid_steps": _OTHERS,
+    "rapid_sigma_max": _OTHERS,
+    "adaptation_rank": _OTHERS,
+    "adaptation_steps": _OTHERS,
+    "adaptation_rate": _OTHERS,
 }
 """Options that a solver does not read, by the solvers that do not."""
 
@@ -160,7 +168,8 @@ class Options(BaseModel):
             ("mean_sigma_max", "mean_sigma_min"), ("rapid_sigma_max", "mean_sigma_min"),
             ("sigma_max", "sigma_min"), ("dds_sigma_max", "sigma_min"),
         ):  # fmt: skip
-            if getattr(self, top) <= getattr(self, bottom):
+            is_read = self.solver not in MISPLACED.get(top, ())
+            if is_read and getattr(self, top) <= getattr(self, bottom):
                 raise ValueError(f"{top} {getattr(self, top):g} is not above {bottom} {getattr(self, bottom):g}")
         for name, solvers in MISPLACED.items():
             if self.solver in solvers and getattr(self, name) != type(self).model_fields[name].default:

@@ -44,10 +44,9 @@ def measure_spread(problem: Problem, prior: Model, model: Model, options: Option
     ``options.held_out`` is zero.
     """
     residual = noise = variance = 0.0
-    count = min(len(problem.y), SLICES) if options.held_out > 0 else 0
+    slices = _choose_slices(problem) if options.held_out > 0 else []
     generator = torch.Generator().manual_seed(seed)
-    for n in range(count):
-        i = (2 * n + 1) * len(problem.y) // (2 * count)
+    for i in slices:
         one = problem.slices(i, i + 1).to(model.device)
         split = adaptation.split_samples(one.A.mask, options.held_out, generator)
         rest = replace(one, A=Fourier(one.A.maps, split.inputs), y=one.y * split.inputs[:, None])
@@ -59,7 +58,14 @@ def measure_spread(problem: Problem, prior: Model, model: Model, options: Option
         noise += float((2 * held_out.measured * one.sigma_y.square()).sum())
         variance += float(sd.square().sum())
     calls = count_evaluations(options.model_copy(update={"samples": SAMPLES}))
-    return Spread(uncertainty.spread_factor(residual, noise, variance), problem.A.sets * calls * count)
+    return Spread(uncertainty.spread_factor(residual, noise, variance), problem.A.sets * calls * len(slices))
+
+
+def _choose_slices(problem: Problem) -> list[int]:
+    """Return up to SLICES slices, spread over those in which the coils see an object."""
+    seen = [i for i in range(len(problem.y)) if bool(problem.slices(i, i + 1).A.support.any())]
+    count = min(len(seen), SLICES)
+    return [seen[(2 * n + 1) * len(seen) // (2 * count)] for n in range(count)]
 
 
 def _draw_one_by_one(problem: Problem, model: Model, options: Options, seeds: list[int], x: Tensor) -> Iterator[Tensor]:

@@ -10,6 +10,7 @@ import pytest
 
 from dicomnode.cli import COMMANDS, main
 from docs.generators import command_line, configuration, http
+from model_zoo import registry
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -138,3 +139,9 @@ def test_generated_parts_are_made_and_used() -> None:
         for name in re.findall(r"^<!-- generated: (.+) -->$", page.read_text(), re.M)
     }
     assert used == set(made)
+
+
+def test_each_model_card_is_that_of_its_bundle_s_version() -> None:
+    for facts in registry.list_bundles():
+        first = (facts.path / "docs" / "README.md").read_text().partition("\n")[0]
+        assert first == f"# {facts.name} {facts.version}"

@@ -68,6 +68,7 @@ def test_no_clinical_header_of_any_vendor_passes_as_a_tenth_of_the_dose(kit: Pat
         (make_facts(150, 15, 70, body_part="BRAIN"), HEAD_GRID, 0.1, True),
         (make_facts(15, 15, 70, body_part="HEAD"), HEAD_GRID, 0.1, False),
         (make_facts(30, 10, 70, acquisition_times=1), BODY_GRID, 0.1, False),  # a long axial field of view
+        (make_facts(30, 10, 70, acquisition_times=1, body_part="HEAD TO THIGH"), BODY_GRID, 0.1, False),
         (make_facts(300, 10, 70, acquisition_times=1), BODY_GRID, 0.1, True),
         (make_facts(15, 15, 70), HEAD_GRID, 0.1, False),
         (make_facts(150, 15, 70), HEAD_GRID, 0.1, True),

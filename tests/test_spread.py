@@ -1,6 +1,7 @@
 """The standard deviation of samples is scaled so that it holds for k-space that the samples were not made from."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -98,6 +99,24 @@ def test_a_calibrated_sd_keeps_its_order_and_its_mean_and_varies_by_half() -> No
     np.testing.assert_allclose(uncertainty.calibrate_sd(uniform, np.ones_like(uniform), 2.0), 0.6, rtol=1e-6)
     per_unit = partial(uncertainty.calibrate_sd, factor=2.0)
     np.testing.assert_allclose(per_unit(7 * sd, 7 * image), 7 * found, rtol=1e-5)
+
+
+def test_a_slice_without_an_object_has_no_sd_and_spoils_no_other() -> None:
+    image, sd = np.zeros((2, 8, 8), np.float32), np.full((2, 8, 8), 0.3, np.float32)
+    image[0] = 1.0
+    found = uncertainty.calibrate_sd(sd, image, 2.0)
+    np.testing.assert_allclose(found[0], 0.6, rtol=1e-6)
+    assert (found[1] == 0).all()
+
+
+def test_held_out_slices_are_those_in_which_the_coils_see_an_object() -> None:
+    p = acquire(PRIOR_SD)
+    maps = p.A.maps.clone()
+    maps[0] = 0
+    blind = replace(p, A=Fourier(maps, p.A.mask))
+    options = inversion.Options(steps=2, mean_steps=2)
+    found = spread.measure_spread(blind, white_model(), white_model(), options, 1)
+    assert found.evaluations == 2 + 4 * 2  # of one slice
 
 
 def test_air_does_not_set_the_level_of_the_sd() -> None:
