@@ -38,8 +38,8 @@ def _count_held_out(options: inversion.Options) -> int:
 
 @pytest.mark.parametrize("solver", ["dds", "dps", "score_mri", "ald", "adadiff"])
 def test_an_object_larger_than_the_field_of_view_gives_its_wrapped_image_by_every_solver(solver: str) -> None:
-    options = inversion.Options.model_validate(
-        {"solver": solver, "steps": 3, "mean_steps": 6, "samples": 2, "adaptation_steps": 2, "rapid_steps": 6}
+    options = inversion.Options().model_copy(
+        update={"solver": solver, "steps": 3, "mean_steps": 6, "samples": 2, "adaptation_steps": 2, "rapid_steps": 6}
     )
     found = reconstruct(acquire_folded(), options)
     wrapped = fold(receive_maps(6) * truth()[:, None]).abs().pow(2).sum(1).sqrt().numpy()

@@ -150,8 +150,8 @@ def test_every_solver_runs_and_counts_its_evaluations(solver: str) -> None:
             found: torch.Tensor = self.inner(x, c_noise)
             return found
 
-    options = inversion.Options.model_validate(
-        {"solver": solver, "steps": 3, "mean_steps": 2, "samples": 2, "adaptation_steps": 2, "rapid_steps": 2}
+    options = inversion.Options().model_copy(
+        update={"solver": solver, "steps": 3, "mean_steps": 2, "samples": 2, "adaptation_steps": 2, "rapid_steps": 2}
     )
     k = acquire(1)
     options = options.model_copy(update={"held_out": 0.0})
