@@ -10,14 +10,15 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session, joinedload
 
 from db import audit, jobs, result_files
-from db.models import Job, Reading
+from db.models import Event, Job, Reading
 from db.result_files import OutputFile
 from db.states import InvalidTransition, JobState, ReadingVerdict
 
-__all__ = ["READABLE_STATES", "add_notes", "describe_readings", "find_latest", "record"]
+__all__ = ["READABLE_STATES", "add_notes", "describe_readings", "find_latest", "is_noted", "record"]
 
 READABLE_STATES = (JobState.DONE, JobState.HELD)
 """States of jobs whose results are read."""
+_NOTED = "reading noted"
 
 
 def record(
@@ -29,14 +30,14 @@ def record(
     reason: str,
     sentence: str,
     now: datetime,
-) -> Reading | None:
-    """Record a decision on a job's result, or return None where it repeats the last one. Raises InvalidTransition.
+) -> tuple[Reading, bool]:
+    """Record a decision on a job's result. Return its row, and whether it is new; one that repeats the last is not.
 
-    A held result is released or discarded by it.
+    A held result is released or discarded by a new decision. Raises InvalidTransition.
     """
     last = find_latest(session, job.id)
     if last is not None and (last.verdict, last.who, last.reason) == (verdict, who, reason):
-        return None
+        return last, False
     if job.state not in READABLE_STATES:
         raise InvalidTransition(f"job {job.id} is {job.state}; it has no result to read")
     if job.state is JobState.HELD:
@@ -50,15 +51,23 @@ def record(
     detail = {"verdict": verdict, "who": who, "reason": reason}
     audit.append(session, subject="jobs", subject_id=job.id, event="read", detail=detail, now=now)
     session.flush()
-    return reading
+    return reading, True
 
 
-def add_notes(session: Session, job: Job, notes: Sequence[OutputFile], *, now: datetime) -> None:
+def add_notes(session: Session, reading: Reading, notes: Sequence[OutputFile], *, now: datetime) -> None:
     """Add the objects that state a decision to the results of its job, and deliver them."""
+    job = reading.job
     result_files.add_outputs(job, notes, now)
     result_files.enqueue_deliveries(job, now, only={each.sop_instance_uid for each in notes})
-    detail = {"notes": [each.sop_instance_uid for each in notes]}
-    audit.append(session, subject="jobs", subject_id=job.id, event="reading noted", detail=detail, now=now)
+    detail = {"reading": reading.id, "notes": [each.sop_instance_uid for each in notes]}
+    audit.append(session, subject="jobs", subject_id=job.id, event=_NOTED, detail=detail, now=now)
+
+
+def is_noted(session: Session, reading: Reading) -> bool:
+    """Return whether the notes on a decision were added: a full disk or a crash may have come between."""
+    noted = (Event.subject == "jobs", Event.subject_id == str(reading.job_id), Event.event == _NOTED)
+    own = Event.detail["reading"].as_integer() == reading.id
+    return session.scalar(select(Event.seq).where(*noted, own).limit(1)) is not None
 
 
 def find_latest(session: Session, job_id: int) -> Reading | None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
+from typing import Any, NoReturn
 
 import httpx
 import numpy as np
@@ -13,15 +16,20 @@ import pytest
 from PIL import Image
 from pydicom import dcmread
 from pydicom.dataset import Dataset
+from sqlalchemy.orm import Session, sessionmaker
 
+from db import jobs, readings
 from db.models import Delivery, Event, Job, Output, Reading, Series
-from db.states import JobState
+from db.result_files import OutputFile
+from db.states import JobState, ReadingVerdict
+from dicomnode.execution import reading_notes
 from dicomnode.results import marking
 from dicomnode.storage import spool
 from dicomnode.web import figures, pictures
 from dicomnode.web.figures import JobPictures
 from tests.dciodvfy import find_errors_of_file
 from tests.identifying import make_deidentifier
+from tests.rows import add_job
 from tests.web_node import Web
 from tests.web_readings import SHIFT_MM, SLICE_OF_LESION_2, make_reading, study_page
 from tests.web_studies import PEERS, ROUTES, study_uid
@@ -166,6 +174,7 @@ def test_a_destination_without_key_objects_gets_no_note(tmp_path: Path) -> None:
         assert list_notes(web) == []
         assert len(web.rows(Delivery)) == before
         assert len(web.rows(Reading)) == 1
+        assert "this decision was recorded before" in decide(web, job, "rejected").text
 
 
 @pytest.mark.slow
@@ -176,6 +185,59 @@ def test_a_decision_that_is_sent_twice_counts_once(web: Web) -> None:
     assert (len(web.rows(Reading)), len(list_notes(web))) == (1, 1)
     decide(web, job, "rejected")
     assert [row.verdict for row in web.rows(Reading)] == ["accepted", "rejected"], "another decision is another row"
+
+
+@pytest.mark.slow
+def test_a_note_that_was_lost_is_sent_when_the_decision_is_repeated(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = make_reading(web)
+    decide(web, job, "accepted")
+    with monkeypatch.context() as broken:
+        broken.setattr(spool, "write", fail_as_full_disk)
+        assert "no note could be written. Send the decision again." in decide(web, job, "rejected").text
+    assert len(list_notes(web)) == 1
+    assert "rejected; a note goes to the destinations" in decide(web, job, "rejected").text
+    assert "this decision was recorded before" in decide(web, job, "rejected").text
+    notes = list_notes(web)
+    assert (len(web.rows(Reading)), len(notes)) == (2, 2)
+    assert [row.output_id for row in web.rows(Delivery) if row.output_id == notes[1].id] == [notes[1].id]
+    ds = dcmread(spool.path(web.config.spool_dir, notes[1].sha256))
+    assert "rejected by a reader" in read_texts(ds)
+
+
+def fail_as_full_disk(*_: object) -> NoReturn:
+    raise OSError(errno.ENOSPC, "no space left on device")
+
+
+@pytest.mark.slow
+def test_two_clicks_at_once_send_one_note(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = make_reading(web)
+    write = reading_notes.write_notes
+
+    def click_again_while_writing(*arguments: Any) -> list[OutputFile]:
+        monkeypatch.setattr(reading_notes, "write_notes", write)
+        assert "a note goes to the destinations" in decide(web, job, "accepted").text
+        return write(*arguments)
+
+    monkeypatch.setattr(reading_notes, "write_notes", click_again_while_writing)
+    assert "this decision was recorded before" in decide(web, job, "accepted").text
+    assert [event.event for event in web.rows(Event)].count("reading noted") == 1
+    assert len(list_notes(web)) == 1
+
+
+def test_notes_belong_to_one_decision(sessions: sessionmaker[Session], now: datetime) -> None:
+    with sessions.begin() as session:
+        job = add_job(session, now)
+        jobs.claim(session, worker="w", lease_s=9, now=now)
+        jobs.finish(session, job_id=job.id, worker="w", outputs=[], report={}, now=now)
+        common: dict[str, Any] = {"who": "MK", "reason": "x", "sentence": "", "now": now}
+        first, _ = readings.record(session, job, verdict=ReadingVerdict.ACCEPTED, **common)
+        second, is_new = readings.record(session, job, verdict=ReadingVerdict.REJECTED, **common)
+        assert is_new
+        assert readings.record(session, job, verdict=ReadingVerdict.REJECTED, **common) == (second, False)
+        readings.add_notes(session, first, [], now=now)
+    with sessions() as session:
+        are_noted = [readings.is_noted(session, each) for each in session.query(Reading).order_by(Reading.id)]
+        assert are_noted == [True, False]
 
 
 @pytest.mark.slow

@@ -47,8 +47,8 @@ _FLASH_MESSAGES = {
     "rejected": "Job {}: rejected and recorded here.",
     "acceptedsent": "Job {}: accepted; a note goes to the destinations that take Key Objects.",
     "rejectedsent": "Job {}: rejected; a note goes to the destinations that take Key Objects.",
-    "acceptedunnoted": "Job {}: accepted and recorded here; no note could be written for the destinations.",
-    "rejectedunnoted": "Job {}: rejected and recorded here; no note could be written for the destinations.",
+    "acceptedunnoted": "Job {}: accepted and recorded here; no note could be written. Send the decision again.",
+    "rejectedunnoted": "Job {}: rejected and recorded here; no note could be written. Send the decision again.",
     "read": "Job {}: this decision was recorded before.",
     "close": "The study is now treated as complete.",
 }

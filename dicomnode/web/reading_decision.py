@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fastapi import APIRouter
 from starlette.responses import RedirectResponse, Response
 
 from db import readings
-from db.models import Job
+from db.models import Job, Reading
+from db.result_files import OutputFile
 from db.states import InvalidTransition, ReadingVerdict
 from dicomnode.errors import NodeError, NotAllowed, NotFound
 from dicomnode.execution import reading_notes
@@ -45,12 +47,12 @@ def add_routes(routes: APIRouter, context: WebContext) -> None:
         if isinstance(fields, str):
             return context.error_page(400, fields, back_path)
         try:
-            decision = _record(context, id, fields)
+            reading_id, is_new = _record(context, id, fields)
         except NotFound as error:
             return context.error_page(404, str(error), back_path)
         except NotAllowed as error:
             return context.error_page(409, str(error), back_path)
-        done = "read" if decision is None else _deliver_notes(context, id, decision)
+        done = _deliver_notes(context, reading_id, is_new)
         return RedirectResponse(f"{back_path}?job={id}&done={done}-{id}", 303)
 
 
@@ -76,36 +78,52 @@ def _clean(text: str) -> str:
     return "".join(each for each in " ".join(text.split()) if each.isprintable())
 
 
-def _record(context: WebContext, id: int, fields: _Fields) -> ReaderDecision | None:
-    """Record a decision; None where it repeats the last one. Raises NotFound, NotAllowed."""
+def _record(context: WebContext, id: int, fields: _Fields) -> tuple[int, bool]:
+    """Record a decision; return its row number, and whether it is new. Raises NotFound, NotAllowed."""
     with context.sessions.begin() as session:
         job = session.get(Job, id, with_for_update=True)
         if job is None:
             raise NotFound(f"Job {id} does not exist.")
-        now = context.now()
         try:
-            reading = readings.record(
+            reading, is_new = readings.record(
                 session, job, verdict=fields.verdict, who=fields.who, reason=fields.reason,
-                sentence=summarize_job(session, job).sentence, now=now,
+                sentence=summarize_job(session, job).sentence, now=context.now(),
             )  # fmt: skip
         except InvalidTransition:
             raise NotAllowed(f"Job {id} has no result to read any more.") from None
-        is_accepted = fields.verdict is ReadingVerdict.ACCEPTED
-        return ReaderDecision(is_accepted, fields.who, fields.reason, now) if reading is not None else None
+        return reading.id, is_new
 
 
-def _deliver_notes(context: WebContext, id: int, decision: ReaderDecision) -> str:
-    """Write and enqueue the notes on a recorded decision; return the name of the message on what was done."""
-    verb = "accepted" if decision.is_accepted else "rejected"
+def _deliver_notes(context: WebContext, reading_id: int, is_new: bool) -> str:
+    """Write and enqueue the notes that a decision lacks; return the name of the message on what was done.
+
+    The notes on a repeated decision are missing where the disk was full or the node stopped after the decision.
+    """
     with context.readers() as session:
+        reading = session.get_one(Reading, reading_id)
+        if readings.is_noted(session, reading):
+            return "read"
+        verb = str(reading.verdict)
         try:
-            notes = reading_notes.write_notes(session.get_one(Job, id), decision, context.config)
+            notes = reading_notes.write_notes(reading.job, _to_decision(reading), context.config)
         except (NodeError, OSError) as error:
-            _log.error("web: no note of the decision on job %d: %s", id, type(error).__name__)
+            _log.error("web: no note of the decision on job %d: %s", reading.job_id, type(error).__name__)
             return f"{verb}unnoted"
     if not notes:
-        return verb
+        return verb if is_new else "read"
+    return f"{verb}sent" if _add_notes(context, reading_id, notes) else "read"
+
+
+def _to_decision(reading: Reading) -> ReaderDecision:
+    return ReaderDecision(reading.verdict is ReadingVerdict.ACCEPTED, reading.who, reading.reason, reading.created_at)
+
+
+def _add_notes(context: WebContext, reading_id: int, notes: Sequence[OutputFile]) -> bool:
+    """Enqueue the notes; return False where a second click has done so meanwhile."""
     with context.sessions.begin() as session:
-        job = session.get_one(Job, id, with_for_update=True)
-        readings.add_notes(session, job, notes, now=context.now())
-    return f"{verb}sent"
+        reading = session.get_one(Reading, reading_id)
+        session.get_one(Job, reading.job_id, with_for_update=True)
+        if readings.is_noted(session, reading):
+            return False
+        readings.add_notes(session, reading, notes, now=context.now())
+    return True
