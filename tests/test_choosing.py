@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ from dicomnode.config import Route
 from dicomnode.config.conditions import parse
 from dicomnode.errors import InputRefused, NotFound
 from dicomnode.local_runs.candidates import Candidate
-from dicomnode.local_runs.choosing import choose
+from dicomnode.local_runs.choosing import Choice, choose, refuse_shared_inputs
 from pipelines.contract import Input, KSpace, Labels, Volume
 from pipelines.quality import InputRule
 
@@ -28,6 +29,10 @@ def make(
 ) -> Candidate:
     known = {"Modality": "MR", "SeriesDescription": name, **attributes}
     return Candidate(kind, name, (Path(name),), group, known)
+
+
+def replace_attributes(candidate: Candidate, **attributes: Any) -> Candidate:
+    return replace(candidate, attributes={**candidate.attributes, **attributes})
 
 
 def names(*candidates: Candidate, inputs: tuple[Input, ...] = (FLAIR, T1W), **how: Any) -> list[dict[str, str]]:
@@ -117,6 +122,15 @@ def test_a_single_series_is_left_to_the_pipeline() -> None:
     assert names(make("CT", Modality="CT")) == [{"flair": "CT"}]
 
 
+def test_files_that_the_user_names_are_not_shared_by_several_subjects() -> None:
+    choices = [Choice({"flair": make("FLAIR", group), "t1w": make("mine")}, "") for group in ("one", "other")]
+    with pytest.raises(InputRefused, match="--with t1w is of one subject, but IN has images of 2: FLAIR, FLAIR"):
+        refuse_shared_inputs(choices, FLAIR, ["t1w"])
+    refuse_shared_inputs(choices, FLAIR, [])
+    refuse_shared_inputs(choices[:1], FLAIR, ["flair", "t1w"])
+    refuse_shared_inputs([choices[0], choices[0]], FLAIR, ["t1w"])
+
+
 def test_a_prior_is_chosen_by_a_route_or_by_the_user_only() -> None:
     series = (make("FLAIR", "now"), make("FLAIR then", "then"))
     assert all("prior_flair" not in each for each in names(*series, inputs=(FLAIR, PRIOR)))
@@ -149,6 +163,8 @@ def test_a_route_finds_the_newest_earlier_study_of_the_patient() -> None:
 
     series = [dated("FLAIR", "20260301"), dated("old flair", "20200101"), dated("flair before", "20250101")]
     series.append(dated("flair of another", "20251231", "2"))
+    series.append(replace_attributes(dated("SYN flair", "20260201"), SyntheticData="YES"))
+    series.append(replace_attributes(dated("flair lesions", "20260202"), Modality="SEG"))
     found = {each["flair"]: each for each in names(*series, inputs=(FLAIR, T1W, PRIOR), routes=[ROUTE])}
     assert found["FLAIR"]["prior_flair"] == "flair before"
     assert "prior_flair" not in found["flair of another"]

@@ -79,6 +79,15 @@ def test_a_fault_is_named(small_kit: Path, capsys: pytest.CaptureFixture[str], f
     assert cli.main(["data", "check", "kspace/one", "--data", str(small_kit)]) == 0
 
 
+def test_an_item_without_digests_is_not_listed(small_kit: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (small_kit / "mri" / "head" / "README.md").write_text("# Item\n")
+    assert cli.main(["data", "check", "mri/head", "--data", str(small_kit), "--json"]) == 1
+    shown = capsys.readouterr()
+    (row,) = json.loads(shown.out)
+    assert (row["files"], row["state"], row["faults"]) == (0, "not listed", "1 not listed")
+    assert "mri/head/" in shown.err
+
+
 def test_without_a_kit_one_line_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

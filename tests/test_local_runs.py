@@ -158,6 +158,18 @@ def test_a_nifti_t1w_joins_the_study_of_a_dicom_flair(
     assert any("NIfTI" in row["kind"] for row in rows)
 
 
+def test_a_named_input_is_not_used_for_two_subjects(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("sub-01", "sub-02"):
+        write_nifti(tmp_path / "in" / f"{name}_FLAIR.nii.gz", flair(), phantom_grid())
+    t1w = write_nifti(tmp_path / "t1.nii.gz", stored_phantom(), phantom_grid())
+    words = ["--with", f"t1w={t1w}", "--modality", "MR"]
+    assert run(config, "ms_lesions", tmp_path / "in", tmp_path / "out", *words) == 1
+    assert "--with t1w is of one subject, but IN has images of 2" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_page_is_one_file_with_pictures_numbers_and_the_mark(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
 import json
 from pathlib import Path
@@ -124,6 +125,14 @@ def test_the_same_file_gives_the_same_series(tmp_path: Path) -> None:
     assert [each.read_bytes() for each in one] == [each.read_bytes() for each in other]
 
 
+def spoil_header(path: Path, **fields: float) -> None:
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    header = np.frombuffer(content, nibabel.Nifti1Header.template_dtype, count=1)
+    for name, value in fields.items():
+        header[name] = value
+    path.write_bytes(gzip.compress(content))
+
+
 def write_strange(path: Path, fault: str) -> Path:
     grid, values = make_grid("LPS"), make_values()
     if fault == "four":
@@ -140,6 +149,15 @@ def write_strange(path: Path, fault: str) -> Path:
         image.set_sform(np.diag([-1, 1, 1, 1]) @ LPS_TO_RAS @ grid.affine_mm, code=1)
         image.set_qform(LPS_TO_RAS @ grid.affine_mm, code=1)
         nibabel.save(image, path)
+    elif fault == "turned":
+        image = nibabel.Nifti1Image(values.T, LPS_TO_RAS @ grid.affine_mm)
+        image.set_sform(np.diag([-1, -1, 1, 1]) @ LPS_TO_RAS @ grid.affine_mm, code=1)
+        image.set_qform(LPS_TO_RAS @ grid.affine_mm, code=1)
+        nibabel.save(image, path)
+    elif fault == "quaternion":
+        spoil_header(write_nifti(path, values, grid), quatern_b=3.0)
+    elif fault == "type":
+        spoil_header(write_nifti(path, values, grid), datatype=77)
     elif fault == "nan":
         write_nifti(path, np.full(SHAPE, np.nan), grid)
     elif fault == "no code":
@@ -154,7 +172,10 @@ def write_strange(path: Path, fault: str) -> Path:
     [
         ("four", "one volume of 3 dimensions is needed; it has 4 of 4"),
         ("shear", "not perpendicular"),
-        ("sides", "dispute which side is left"),
+        ("sides", "dispute which way its axes go"),
+        ("turned", "dispute which way its axes go"),
+        ("quaternion", "no NIfTI image can be read"),
+        ("type", "no NIfTI image can be read"),
         ("nan", "not finite"),
         ("no code", "nobody knows which side is left"),
         ("text", "no NIfTI image can be read"),
@@ -163,6 +184,15 @@ def write_strange(path: Path, fault: str) -> Path:
 def test_a_file_without_one_meaning_is_refused_by_name(tmp_path: Path, fault: str, reason: str) -> None:
     with pytest.raises(InputRefused, match=rf"strange\.nii\.gz: .*{reason}"):
         images.read(write_strange(tmp_path / "strange.nii.gz", fault))
+    assert not images.is_marked(tmp_path / "strange.nii.gz")
+
+
+def test_a_head_that_is_tilted_against_its_qform_is_read_by_its_sform(tmp_path: Path) -> None:
+    image = nibabel.Nifti1Image(make_values().T, LPS_TO_RAS @ make_grid("LPS", tilt_deg=30).affine_mm)
+    image.set_sform(LPS_TO_RAS @ make_grid("LPS", tilt_deg=0).affine_mm, code=4)
+    image.set_qform(LPS_TO_RAS @ make_grid("LPS", tilt_deg=30).affine_mm, code=1)
+    nibabel.save(image, tmp_path / "a.nii.gz")
+    assert images.read(tmp_path / "a.nii.gz").grid.matches(make_grid("LPS", tilt_deg=0))
 
 
 def test_without_a_modality_nothing_is_made_of_a_file(tmp_path: Path) -> None:
@@ -207,6 +237,14 @@ def test_a_default_does_not_replace_what_a_file_states(tmp_path: Path) -> None:
     path = write_nifti(tmp_path / "a.nii", make_values(), make_grid("LPS"), facts={"Modality": "PT", "Units": "Bq/mL"})
     found = facts.read_stated(path, {"Modality": "MR"})
     assert (found["Modality"], found["Units"]) == ("PT", "BQML")
+
+
+def test_a_number_with_several_values_is_not_stated(tmp_path: Path) -> None:
+    stated = {"FlipAngle": [4, 5], "EchoTime": [0.002, 0.004], "InversionTime": 0.9}
+    path = write_nifti(tmp_path / "sub-01_UNIT1.nii.gz", make_values(), make_grid("LPS"), facts=stated)
+    found = facts.read_stated(path, {})
+    assert found["InversionTime"] == 900.0
+    assert not {"FlipAngle", "EchoTime"} & set(found)
 
 
 @pytest.mark.parametrize("content", ['{"EchoTime": "soon"}', "[]", "{"])

@@ -39,7 +39,8 @@ def check(
     data: Root = None,
     as_json: context.AsJson = False,
 ) -> None:
-    """Compare every file's SHA-256 with the kit's own lists; exit 1 if one is missing or changed."""
+    """Compare every file's SHA-256 with the kit's own lists; exit 1 if one is missing or changed,
+    or if an item lists none."""
     items = [item for item in _read_index(data) if path.rstrip("/") in ("", item.path.rstrip("/"))]
     if not items:
         raise NotFound(f"no item {path} in the data kit: 'dicomnode data list' shows its paths")
@@ -50,7 +51,9 @@ def check(
             bar.advance()
     context.print_rows(rows, ["path", "files", "state", "faults"], as_json=as_json)
     if damaged := [row["path"] for row in rows if row["state"] != "ok"]:
-        raise StorageDamaged(f"not as the data kit lists it: {', '.join(damaged)}; get these items again")
+        raise StorageDamaged(
+            f"not as the data kit lists it: {', '.join(damaged)}; get these items again, with the README.md of each"
+        )
 
 
 def _read_index(data: Path | None) -> list[Item]:
@@ -85,5 +88,6 @@ def _check(item: Item) -> dict[str, Any]:
     counts = Counter(each.state for each in states)
     faults = [f"{each.path} {each.state}" for each in states if each.state in ("missing", "changed")]
     extra = f"{counts['not listed']} not listed" if counts["not listed"] else ""
-    state = "damaged" if faults else "ok"
+    unlisted = "ok" if counts["ok"] else "not listed"
+    state = "damaged" if faults else unlisted
     return {"path": item.path, "files": counts["ok"], "state": state, "faults": "; ".join([*faults, extra]).strip("; ")}

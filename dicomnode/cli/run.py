@@ -51,6 +51,7 @@ def run(
     """Run a pipeline on a folder, without network and database."""
     from dicomnode.cli import run_inputs
     from dicomnode.deployment import pipeline_names
+    from dicomnode.local_runs import choosing
     from dicomnode.local_runs.saving import Forms
 
     if no_dicom and not (nifti or page):
@@ -61,6 +62,7 @@ def run(
     facts = run_inputs.parse_facts(fact or [], modality, found)
     explicit, reports = run_inputs.parse_explicit(with_ or [], found, facts)
     choices = _choose(found, in_dir, facts, explicit, without or [], config, model)
+    choosing.refuse_shared_inputs(choices, found.inputs[0], [*explicit, *reports])
     out_dir.mkdir(parents=True, exist_ok=True)
     command = _Command(found, pipeline, model, options, seed, config, Forms(not no_dicom, nifti, page))
     rows: list[dict[str, Any]] = []
@@ -142,9 +144,9 @@ def _find_reports(
     from dicomnode.reading import covariates
     from pipelines.contract import Covariates
 
-    group = choice.inputs[pipeline.inputs[0].name].group
+    main = choice.inputs[pipeline.inputs[0].name]
     names = [each.name for each in pipeline.inputs if each.kind is Covariates]
-    return {name: explicit.get(name) or candidates.find_reports(source, group, covariates.SIDECAR) for name in names}
+    return {name: explicit.get(name) or candidates.find_reports(source, main, covariates.SIDECAR) for name in names}
 
 
 def _name_folder(folder: Path, choice: Choice, number: int, count: int) -> Path:

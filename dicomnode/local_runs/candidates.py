@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydicom.misc import is_dicom
 
 from dicomnode.datasets import headers
+from dicomnode.errors import InputRefused
 from dicomnode.nifti import facts as nifti_facts
 from dicomnode.nifti import images
 
@@ -69,12 +70,33 @@ def find_candidates(source: Path, facts: Mapping[str, Any]) -> list[Candidate]:
     return found + _find_series(list_dicom(source))
 
 
-def find_reports(source: Path, group: str, sidecar: str) -> list[Path]:
-    """Return the structured reports of a study, and the files named ``sidecar``."""
+def find_reports(source: Path, main: Candidate, sidecar: str) -> list[Path]:
+    """Return the structured reports of the study of ``main``, and the files named ``sidecar`` in its folder or above.
+
+    Raises InputRefused for a sidecar that has images of several studies or subjects below it.
+    """
     paths = list_files(source)
     facts = {path: headers.read(path) for path in paths if _is_dicom(path)}
-    reports = [path for path, each in facts.items() if each.study_uid == group and each.modality == "SR"]
-    return reports + [path for path in paths if path.name == sidecar]
+    reports = [path for path, each in facts.items() if each.study_uid == main.group and each.modality == "SR"]
+    sidecars = [path for path in paths if path.name == sidecar and _covers(path, main)]
+    for path in sidecars:
+        _refuse_several_groups(path)
+    return reports + sidecars
+
+
+def _covers(sidecar: Path, candidate: Candidate) -> bool:
+    """Return whether files of the candidate lie in the folder of the sidecar, or deeper."""
+    return any(sidecar.parent in path.parents for path in candidate.paths)
+
+
+def _refuse_several_groups(sidecar: Path) -> None:
+    measured = [each for each in find_candidates(sidecar.parent, {}) if not each.is_synthetic]
+    groups = {each.group for each in measured}
+    if len(groups) > 1:
+        raise InputRefused(
+            f"{sidecar.name} in {sidecar.parent.name}/ has images of {len(groups)} studies or subjects below it; "
+            "put one into the folder of each"
+        )
 
 
 def _is_dicom(path: Path) -> bool:

@@ -8,7 +8,7 @@ model has a rule on it. What is still ambiguous is refused by name.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -22,7 +22,7 @@ from dicomnode.routing.examination import read_examination
 from pipelines.contract import Covariates, Input, KSpace, Volume
 from pipelines.quality import FACTS, InputRule
 
-__all__ = ["Choice", "choose"]
+__all__ = ["Choice", "choose", "refuse_shared_inputs"]
 
 _T1W = r"(?i)mprage|mp2rage|bravo|spgr|tfe|t1"
 _INPUTS = MappingProxyType({
@@ -72,6 +72,17 @@ def choose(
     ]
 
 
+def refuse_shared_inputs(choices: Sequence[Choice], main: Input, explicit: Collection[str]) -> None:
+    """Raise InputRefused where a further input that the user names would go to several studies or subjects."""
+    mains = {choice.inputs[main.name].group: choice.inputs[main.name].name for choice in choices}
+    further = [name for name in explicit if name != main.name]
+    if further and len(mains) > 1:
+        raise InputRefused(
+            f"--with {further[0]} is of one subject, but IN has images of {len(mains)}: {', '.join(mains.values())}; "
+            "run each by itself"
+        )
+
+
 def _refuse_synthetic(inputs: Sequence[Input], explicit: Mapping[str, Candidate]) -> None:
     """Raise InputRefused for an image of the user's choice that is marked as computed."""
     images = {each.name for each in inputs if each.kind is Volume}
@@ -113,7 +124,8 @@ def _first_matches(
 def _find_priors(route: Route, main: Candidate, usable: Sequence[Candidate]) -> dict[str, Candidate]:
     """Return the prior inputs of the route, from the newest earlier study of the same patient that has any."""
     own = read_examination(main.attributes)
-    dated = [(read_examination(each.attributes), each) for each in usable]
+    measured = [each for each in usable if not each.is_synthetic and not each.is_labels]
+    dated = [(read_examination(each.attributes), each) for each in measured]
     earlier = [(then, each) for then, each in dated if then.is_same_patient(own) and then.precedes(own)]
     for group in dict.fromkeys(each.group for _, each in sorted(earlier, key=lambda pair: pair[0].date, reverse=True)):
         if found := _first_matches(route.prior, [each for _, each in earlier if each.group == group]):

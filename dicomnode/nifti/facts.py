@@ -33,6 +33,7 @@ _OF = {"MR": ("te_ms", "ti_ms", "tr_ms", "field_strength_t", "body_part", "age_y
 _NUMBERS = frozenset({"tr_ms", "te_ms", "ti_ms", "flip_angle_deg", "field_strength_t", "weight_kg"})
 _LISTS = frozenset({"image_type", "scanning_sequence", "corrections"})
 _SECONDS = frozenset({"RepetitionTime", "EchoTime", "InversionTime"})
+_POSITIVE = _SECONDS | {"FlipAngle", "MagneticFieldStrength", "PatientWeight"}
 _FROM_SIDECAR = frozenset(KEYWORDS.values()) - {"PatientAge", "Modality", "CorrectedImage", "DecayCorrection", "Units"}
 _UNITS = {"bq/ml": "BQML", "suv": "GML", "g/ml": "GML", "counts": "CNTS"}
 _BY_SUFFIX = {
@@ -102,7 +103,8 @@ def _read_sidecar(path: Path) -> dict[str, Any]:
         raise InputRefused(f"{path.name}: it is no JSON") from error
     if not isinstance(content, dict):
         raise InputRefused(f"{path.name}: a JSON object is needed")
-    found = {key: _convert(path, key, value) for key, value in content.items() if key in _FROM_SIDECAR}
+    known = {key: value for key, value in content.items() if key in _FROM_SIDECAR and not _is_several(key, value)}
+    found = {key: _convert(path, key, value) for key, value in known.items()}
     if content.get("Modality") in ("MR", "PT", "CT"):
         found["Modality"] = content["Modality"]
     if str(content.get("Units", "")).casefold() in _UNITS:
@@ -116,9 +118,14 @@ def _read_sidecar(path: Path) -> dict[str, Any]:
     return found
 
 
+def _is_several(key: str, value: Any) -> bool:
+    """Return whether a number has several values, of which none is known to be that of the image."""
+    return key in _POSITIVE and isinstance(value, list)
+
+
 def _convert(path: Path, key: str, value: Any) -> Any:
     """Return the value in DICOM's unit; text is cut to what a short attribute holds."""
-    if key in _SECONDS or key in ("FlipAngle", "MagneticFieldStrength", "PatientWeight"):
+    if key in _POSITIVE:
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e4:
             raise InputRefused(f"{path.name}: {key} is no positive number")
         return round(value * 1000, 6) if key in _SECONDS else float(value)

@@ -1,7 +1,7 @@
 """NIfTI images on a grid in LPS, and back in the voxel order of the file that they came from.
 
 A file is refused where it does not say where its voxels lie: without an orientation code, with sheared axes, with a
-handedness that sform and qform dispute, or with several volumes.
+direction of the axes that sform and qform dispute, or with several volumes.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ MARK = "SYNTHETIC - RESEARCH USE ONLY"
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _SHEAR_MM = 0.1
 """Largest distance of a voxel from its place on the nearest grid with perpendicular axes."""
+_LARGEST_ANGLE_DEG = 45.0
+"""Between an axis of sform and of qform: a head that was aligned to an atlas turns less, a wrong side turns more."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,12 @@ def is_marked(path: Path) -> bool:
     """Return whether the file states in its header that it is synthetic; False for a file that cannot be read."""
     import nibabel
     from nibabel.filebasedimages import ImageFileError
+    from nibabel.spatialimages import HeaderDataError
 
     try:
         header = nibabel.load(path).header
         return bool(header["descrip"].item().startswith(b"SYNTHETIC"))
-    except (ImageFileError, OSError, EOFError, KeyError, ValueError):
+    except (ImageFileError, HeaderDataError, OSError, EOFError, KeyError, ValueError):
         return False
 
 
@@ -69,13 +72,14 @@ def read(path: Path) -> NiftiImage:
     """Read one volume. Raises InputRefused that names the file and its fault."""
     import nibabel
     from nibabel.filebasedimages import ImageFileError
+    from nibabel.spatialimages import HeaderDataError
 
     try:
         image = nibabel.load(path)
         values = _read_values(image, path)
-    except (ImageFileError, OSError, ValueError, EOFError) as error:
+        affine = _check_affine(image, path)
+    except (ImageFileError, HeaderDataError, OSError, ValueError, EOFError) as error:
         raise InputRefused(f"{path.name}: no NIfTI image can be read from it ({type(error).__name__})") from error
-    affine = _check_affine(image, path)
     grid = Grid((values.shape[0], values.shape[1], values.shape[2]), _LPS_TO_RAS @ affine)
     is_flipped = bool(np.linalg.det(grid.affine_mm[:3, :3]) < 0)
     if is_flipped:
@@ -132,12 +136,21 @@ def _check_affine(image: Any, path: Path) -> NDArray[np.float64]:
         raise InputRefused(f"{path.name}: neither sform_code nor qform_code is set: nobody knows which side is left")
     if header.get_xyzt_units()[0] not in ("mm", "unknown"):
         raise InputRefused(f"{path.name}: its places are in {header.get_xyzt_units()[0]}; mm are needed")
-    both = [np.linalg.det(each[:3, :3]) for each in (sform, qform) if each is not None]
-    if 0.0 in both or not np.isfinite(both).all():
+    axes = [each[:3, :3] for each in (sform, qform) if each is not None]
+    volumes_mm3 = np.linalg.det(axes)
+    if 0.0 in volumes_mm3 or not np.isfinite(volumes_mm3).all():
         raise InputRefused(f"{path.name}: its affine maps several voxels to one place")
-    if len({each > 0 for each in both}) > 1:
-        raise InputRefused(f"{path.name}: sform and qform dispute which side is left; correct one, or clear its code")
+    if _largest_angle_deg(axes[0], axes[-1]) > _LARGEST_ANGLE_DEG:
+        raise InputRefused(
+            f"{path.name}: sform and qform dispute which way its axes go; correct one, or clear its code"
+        )
     return np.asarray(image.affine, np.float64)
+
+
+def _largest_angle_deg(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
+    """Return the largest angle between an axis (a column) and the same axis of the other."""
+    cosines = (one * other).sum(axis=0) / np.linalg.norm(one, axis=0) / np.linalg.norm(other, axis=0)
+    return float(np.degrees(np.arccos(np.clip(cosines, -1, 1))).max())
 
 
 def _flip(grid: Grid) -> Grid:
