@@ -259,7 +259,7 @@ def _reassign(
         if job.shadow_of_id is not None:
             if job.model in {format_model(withdrawn), *map(format_model, shadows)}:
                 jobs.cancel(session, job, reason="its version was withdrawn", now=now)
-        elif job.model == format_model(withdrawn) and job.model_digest:  # else the route names that version itself
+        elif job.model == format_model(withdrawn) and job.model_digest:  # else the route names its model itself
             jobs.reassign(session, job, model=to.model, digest=to.digest, now=now)
 
 

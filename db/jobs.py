@@ -113,12 +113,14 @@ def enqueue(
 
 
 def reassign(session: Session, job: Job, *, model: str, digest: str, now: datetime) -> None:
-    """Let a job that has not begun use another model; cancel it where that work has a job already."""
+    """Let a job that has not begun use another model; cancel it where that work has another job already."""
+    if (job.model, job.model_digest) == (model, digest):
+        return
     inputs: dict[str, list[int]] = {}
     for each in job.inputs:
         inputs.setdefault(each.name, []).append(each.instance_id)
     key = _make_key(job.route, job.pipeline, model, job.options, _describe_inputs(session, inputs), None)
-    same_job = session.scalar(select(Job.id).where(Job.key == key))
+    same_job = session.scalar(select(Job.id).where(Job.key == key, Job.id != job.id))
     if same_job is not None:
         _end(session, job, JobState.CANCELLED, reason=f"job {same_job} has done the same", now=now)
         return

@@ -140,7 +140,8 @@ class Job(Leased, Base):
     """Run of one pipeline on one input. ``key`` is a digest of all that decides the result, so the work is done once.
 
     ``notify``: names of the receivers of notifications, each with its events. ``model_digest``: digest of the weights
-    that were deployed when the job was routed. ``helper_models``: by bundle, the version that was deployed then.
+    that were deployed when the job was routed, empty where its route names the model. ``helper_models``: by bundle, the
+    version that was deployed then.
     ``shadow_of_id``: the primary job of a shadow job, which is compared with it and delivers nothing.
     """
 

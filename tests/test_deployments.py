@@ -129,7 +129,7 @@ def test_a_default_that_is_not_shipped_is_pinned_when_the_job_is_made(tmp_path: 
     digest = weights_digest(bundle / WEIGHTS)
     pin = pipeline_names.pin_default
     assert pin("bundle:own", "", config) == deployments.Version("own@1.0.0", digest)
-    assert pin(PIPELINE, "own", config) == deployments.Version("own@1.0.0", digest)
+    assert pin(PIPELINE, "own", config) == deployments.Version("own@1.0.0", ""), "the route's own model"
     assert pin(PIPELINE, "own@1.0.0", config) == deployments.Version("own@1.0.0", "")
     assert pin(PIPELINE, "", config) == deployments.DEFAULT, "the shipped version comes with the program"
     assert pin("bundle:nothing", "", config) == deployments.DEFAULT
@@ -275,6 +275,35 @@ def test_a_waiting_job_is_not_done_twice_after_a_rollback(sessions: sessionmaker
         rollback(session, now)
         assert second.state is JobState.CANCELLED
         assert f"job {first.id} has done the same" in second.reason
+
+
+@pytest.mark.parametrize("mode", [CURRENT, SHARE])
+def test_a_job_of_a_route_with_its_own_model_is_not_of_a_deployment_of_the_same_version(
+    sessions: sessionmaker[Session], tmp_path: Path, now: datetime, mode: DeploymentMode
+) -> None:
+    config = load(write_config(tmp_path))
+    bundle = write_prior_bundle(config.models_dir / "own" / "1.0.0", "1.0.0", name="own")
+    pinned = pipeline_names.pin_default(PIPELINE, "own", config)
+    facts: dict[str, Any] = {"name": "own", "version": "1.0.0", "digest": weights_digest(bundle / WEIGHTS)}
+    with sessions.begin() as session:
+        deployments.deploy(
+            session, pipeline=PIPELINE, mode=mode, percent=50 if mode is SHARE else None, who="Ada", now=now, **facts
+        )
+        job = add_job(session, now, pipeline=PIPELINE, model=pinned.model, model_digest=pinned.digest)
+        assert deployments.find_reference(session, job) is None, "no share has chosen it"
+        rollback(session, now)
+        assert (job.state, job.model) == (JobState.READY, "own@1.0.0"), "the rollback is of the deployment"
+
+
+def test_a_job_of_the_version_that_is_in_force_after_a_rollback_waits_on(
+    sessions: sessionmaker[Session], now: datetime
+) -> None:
+    pinned = deployments.Version("m@1", "1" * 64)
+    with sessions.begin() as session:
+        job = add_job(session, now, pipeline=PIPELINE, model=pinned.model, model_digest=pinned.digest)
+        deploy(session, "1", now)
+        deployments.rollback(session, pipeline=PIPELINE, who="Ada", default=pinned, now=now)
+        assert (job.state, job.model) == (JobState.READY, "m@1")
 
 
 def make_pair(session: Session, now: datetime) -> tuple[Job, Job]:

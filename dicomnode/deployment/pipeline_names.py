@@ -65,6 +65,7 @@ def pin_default(pipeline: str, model: str, config: Config) -> Version:
 
     A shipped bundle stays without a version, as it comes with the program. Another one is pinned to its version and
     weights, because the order of installations may differ between hosts. A site's pipeline is not imported for that.
+    The route's own model is pinned without weights, by which a job would count as one of a deployment.
     """
     from model_zoo import registry
     from model_zoo.bundle import BundleError
@@ -76,7 +77,7 @@ def pin_default(pipeline: str, model: str, config: Config) -> Version:
         facts = models.find_bundle(name, config)
     except BundleError:  # the job says so where it is run
         return Version(model, "")
-    return Version(f"{facts.name}@{facts.version}", facts.digest)
+    return Version(f"{facts.name}@{facts.version}", "" if model else facts.digest)
 
 
 def resolve_pipeline(name: str, config: Config, model: str = "") -> Pipeline:
