@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -388,7 +388,7 @@ def test_a_result_of_a_share_far_from_the_current_version_is_held(
     write_prior_bundle(running.config.models_dir / "mri_prior" / "10.0.0", "10.0.0", seed=3)
     words = ["models", "deploy", "mri_prior@10.0.0", "--pipeline", PIPELINE, *deployed]
     assert cli.main(["--config", str(running.config.path), *words]) == 0
-    put(running, raw_data(tmp_path / "raw.dcm", now), now)
+    put(running, raw_data(tmp_path / "raw.dcm", now), datetime.now(UTC))  # after the deployment
     assert cli.main(["--config", str(running.config.path), "work", "--once"]) == 0
     (job,) = running.jobs()
     assert (job.state, job.report["model"]) == (state, "mri_prior@10.0.0")
