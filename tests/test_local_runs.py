@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,17 @@ from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 from dicomnode.cli import main
 from dicomnode.datasets import headers
 from dicomnode.errors import NotAllowed
+from dicomnode.execution.basis import Basis
 from dicomnode.execution.processing import TaskResult
 from dicomnode.local_runs import saving
 from dicomnode.local_runs.choosing import Choice
 from dicomnode.local_runs.running import LocalRun
 from dicomnode.reading import volumes
+from pipelines.contract import Case, Image
+from pipelines.quality import Outcome, Verdict
 from tests.bundles import phantom, phantom_grid, write_anatomy_bundle
 from tests.dir_phantom import flair_of, lesion_mask, write_dir_bundle, write_flair, write_t1w
+from tests.findings import PROVENANCE, grid, make_findings, source
 from tests.nifti_files import write_nifti
 from tests.peers import write_config
 from tests.series import write_slices
@@ -204,6 +209,42 @@ def test_files_have_names_and_another_run_does_not_overwrite_them(tmp_path: Path
     assert save("1.2.3", "1.2.4") == ["9000_SYN-DIR-0.dcm", "9000_SYN-DIR-1.dcm"], "the same run again"
     with pytest.raises(NotAllowed, match=r"9000_SYN-DIR-1\.dcm is of another run: choose another folder"):
         save("1.2.3", "1.2.5")
+
+
+@pytest.mark.parametrize("form", ["nifti", "page"])
+def test_nifti_files_and_pages_of_another_run_are_not_overwritten(tmp_path: Path, form: str) -> None:
+    def save(seed: int, forms: saving.Forms) -> None:
+        found = make_findings(grid("axial")).findings
+        case = Case({"mr": next(each.volume for each in found if isinstance(each, Image))}, {})
+        basis = Basis(found, case, [source("mr")], replace(PROVENANCE, seed=seed), Verdict(Outcome.ACCEPT, ()), ())
+        saving.save(LocalRun(Choice({}, ""), {}), TaskResult([], {}, basis=basis), "p", tmp_path, forms)
+
+    forms = saving.Forms(dicom=False, nifti=form == "nifti", page=form == "page")
+    save(1, forms)
+    before = {each: each.read_bytes() for each in tmp_path.iterdir()}
+    assert before
+    with pytest.raises(NotAllowed, match="is of another run: choose another folder"):
+        save(2, saving.Forms(dicom=False, nifti=True, page=True))
+    assert {each: each.read_bytes() for each in tmp_path.iterdir()} == before, "nothing was written"
+    save(1, forms)
+
+
+def test_the_series_of_another_file_is_not_overwritten(tmp_path: Path) -> None:
+    converted, folder = tmp_path / "made", tmp_path / "out"
+    converted.mkdir()
+    (converted / "1.dcm").write_bytes(b"one")
+    made = LocalRun(Choice({}, ""), {}, converted={"t1w": converted})
+
+    def save(uid: str) -> None:
+        saving.save(made, TaskResult([make_object(uid, uid)], {}), "p", folder, saving.Forms())
+
+    save("1.2.3")
+    save("1.2.3")
+    (converted / "1.dcm").write_bytes(b"two")
+    with pytest.raises(NotAllowed, match="source-t1w is of another run"):
+        save("1.2.4")
+    assert (folder / "source-t1w" / "1.dcm").read_bytes() == b"one"
+    assert len(list(folder.glob("*.dcm"))) == 1, "nothing was written before"
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import filecmp
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,6 +39,9 @@ def save(run: LocalRun, produced: TaskResult, pipeline: str, folder: Path, forms
     Raises NotAllowed where the folder holds results of another run under the same names.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    page = folder / f"{results.slug(pipeline)}_page.html"
+    for path in _find_other_runs(run, produced, page, folder, forms):
+        raise NotAllowed(f"{path} is of another run: choose another folder for the results")
     written = _save_objects(produced.objects, folder) if forms.dicom else []
     for name, converted in run.converted.items() if forms.dicom else ():
         shutil.copytree(converted, folder / f"source-{name}", dirs_exist_ok=True)
@@ -49,21 +53,48 @@ def save(run: LocalRun, produced: TaskResult, pipeline: str, folder: Path, forms
             basis.findings, folder, basis.made_by, sources=run.sources, verdict=basis.verdict, like=run.like
         )
     if forms.page:
-        written.append(("page (HTML)", _save_page(produced.basis, folder / f"{results.slug(pipeline)}_page.html")))
+        written.append(("page (HTML)", _save_page(produced.basis, page)))
     return written
 
 
 def _save_objects(result_objects: Sequence[Dataset], folder: Path) -> list[tuple[str, Path]]:
     """Write each object under number and description of its series, and its own number where the series has several."""
-    counts = Counter(ds.SeriesInstanceUID for ds in result_objects)
-    names = [_name_object(ds, is_single=counts[ds.SeriesInstanceUID] == 1) for ds in result_objects]
-    targets = [folder / name for name in names]
-    for ds, target in zip(result_objects, targets, strict=True):
-        if target.exists() and _read_uid(target) != ds.SOPInstanceUID:
-            raise NotAllowed(f"{target} is of another run: choose another folder for the results")
-    for ds, target in zip(result_objects, targets, strict=True):
+    targets = _name_objects(result_objects, folder)
+    for ds, target in targets:
         ds.save_as(target, enforce_file_format=True)
-    return [(objects.kind_of(ds), target) for ds, target in zip(result_objects, targets, strict=True)]
+    return [(objects.kind_of(ds), target) for ds, target in targets]
+
+
+def _name_objects(result_objects: Sequence[Dataset], folder: Path) -> list[tuple[Dataset, Path]]:
+    counts = Counter(ds.SeriesInstanceUID for ds in result_objects)
+    return [(ds, folder / _name_object(ds, is_single=counts[ds.SeriesInstanceUID] == 1)) for ds in result_objects]
+
+
+def _find_other_runs(run: LocalRun, produced: TaskResult, page: Path, folder: Path, forms: Forms) -> Iterator[Path]:
+    """Yield the files that would be written over, and that are not of the same run."""
+    if forms.dicom:
+        for ds, target in _name_objects(produced.objects, folder):
+            if target.exists() and _read_uid(target) != ds.SOPInstanceUID:
+                yield target
+        for name, converted in run.converted.items():
+            if not _is_same_series(converted, folder / f"source-{name}"):
+                yield folder / f"source-{name}"
+    if produced.basis is None:
+        return
+    made_by = produced.basis.made_by
+    if forms.nifti:
+        yield from results.find_other_runs(produced.basis.findings, folder, made_by)
+    if forms.page and page.exists() and made_by.run_id not in page.read_text(errors="replace"):
+        yield page
+
+
+def _is_same_series(converted: Path, target: Path) -> bool:
+    """Return whether the folder is missing, or has the same files."""
+    if not target.exists():
+        return True
+    names = [path.name for path in converted.iterdir()]
+    same, _, _ = filecmp.cmpfiles(converted, target, names, shallow=False)
+    return set(same) == set(names) == {path.name for path in target.iterdir()}
 
 
 def _name_object(ds: Dataset, *, is_single: bool) -> str:

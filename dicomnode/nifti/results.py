@@ -16,7 +16,7 @@ from dicomnode.results.provenance import Provenance
 from pipelines.contract import Finding, Image, ParametricMap, Segmentation
 from pipelines.quality import Verdict
 
-__all__ = ["MARK", "describe_provenance", "describe_verdict", "slug", "write_findings"]
+__all__ = ["MARK", "describe_provenance", "describe_verdict", "find_other_runs", "slug", "write_findings"]
 
 
 def write_findings(
@@ -35,18 +35,23 @@ def write_findings(
     voxel order and affine.
     """
     written = []
-    for each in findings:
-        if not isinstance(each, Image | ParametricMap | Segmentation):
-            continue
-        path = folder / f"{slug(each.name)}_synthetic.nii.gz"
+    for each in _select_images(findings):
+        path = _name_file(each, folder)
         grid = each.grid if isinstance(each, Segmentation) else each.volume.grid
         values = each.labels if isinstance(each, Segmentation) else each.volume.data.astype(np.float32)
         reference = next((one for one in like if one.grid.matches(grid)), None)
         images.write(path, values, grid, like=reference)
         content = _describe(each) | describe_verdict(verdict) | describe_provenance(made_by, sources)
-        path.with_name(f"{images.strip_suffix(path)}.json").write_text(json.dumps(content, indent=2) + "\n")
+        _name_sidecar(path).write_text(json.dumps(content | {"Run": made_by.run_id}, indent=2) + "\n")
         written.append((f"{_kind_of(each)} (NIfTI)", path))
     return written
+
+
+def find_other_runs(findings: Sequence[Finding], folder: Path, made_by: Provenance) -> list[Path]:
+    """Return the files that ``write_findings`` would write over, and that are not of the same run."""
+    targets = [_name_file(each, folder) for each in _select_images(findings)]
+    there = [path for path in targets if path.exists() or _name_sidecar(path).exists()]
+    return [path for path in there if _read_run(_name_sidecar(path)) != made_by.run_id]
 
 
 def describe_provenance(made_by: Provenance, sources: Sequence[str]) -> dict[str, Any]:
@@ -76,6 +81,27 @@ def describe_verdict(verdict: Verdict) -> dict[str, Any]:
 def slug(text: str) -> str:
     """Return the text as a part of a file name."""
     return re.sub(r"[^A-Za-z0-9_.+]+", "-", text).strip("-._") or "result"
+
+
+def _select_images(findings: Sequence[Finding]) -> list[Image | ParametricMap | Segmentation]:
+    return [each for each in findings if isinstance(each, Image | ParametricMap | Segmentation)]
+
+
+def _name_file(finding: Image | ParametricMap | Segmentation, folder: Path) -> Path:
+    return folder / f"{slug(finding.name)}_synthetic.nii.gz"
+
+
+def _name_sidecar(path: Path) -> Path:
+    return path.with_name(f"{images.strip_suffix(path)}.json")
+
+
+def _read_run(sidecar: Path) -> str:
+    """Return the run that a JSON file states, or ""."""
+    try:
+        content = json.loads(sidecar.read_text())
+    except (OSError, ValueError):
+        return ""
+    return str(content.get("Run", "")) if isinstance(content, dict) else ""
 
 
 def _kind_of(finding: Image | ParametricMap | Segmentation) -> str:

@@ -109,6 +109,7 @@ class ReportPage:
     numbers: tuple[NumberLine, ...]
     notes: tuple[tuple[str, str], ...]
     provenance: tuple[str, ...]
+    run_id: str
     fine_print: str = _FINE_PRINT
 
 
@@ -142,6 +143,7 @@ def compose_page(
         numbers=tuple(_number_line(m) for m in measurements if not m.group),
         notes=tuple((note.name, note.text) for note in findings if isinstance(note, Note)),
         provenance=tuple(sentences(made_by)[1:]),
+        run_id=made_by.run_id,
     )
 
 

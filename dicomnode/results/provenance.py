@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -54,6 +55,13 @@ class Provenance:
     def canonical(self) -> str:
         """Return the parameters in one spelling, for deriving UIDs."""
         return json.dumps(dict(self.parameters), sort_keys=True, default=str)
+
+    @property
+    def run_id(self) -> str:
+        """SHA-256 that names the run: the job, which stands for inputs and options, with model, parameters and seed."""
+        parts = [self.job_key, self.pipeline, self.model_name, self.model_version, self.model_digest, self.canonical(),
+                 self.seed, self.node_version]  # fmt: skip
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def record(ds: Dataset, provenance: Provenance, measurements: Sequence[Measurement], *, comments: bool = True) -> None:
