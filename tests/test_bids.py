@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,18 @@ import pytest
 from nibabel import as_closest_canonical
 from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
+from sqlalchemy import select
 
+from db import readings
+from db.models import Job
+from db.states import ReadingVerdict
 from dicomnode import results
 from dicomnode.bids.dataset import Labels, find_suffix
 from dicomnode.cli import main
 from dicomnode.config.results import ResultsConfig
 from dicomnode.errors import NotAllowed
 from dicomnode.reading import volumes
+from pipelines.contract import Measurement
 from tests.findings import NOW, PROVENANCE, PhantomFindings, make_findings
 from tests.nifti_files import LPS_TO_RAS
 from tests.scanner import make_grid
@@ -30,6 +36,8 @@ from tests.web_node import Web, web
 
 __all__ = ["web"]
 
+CHARACTERISTICS = {"MMSE": "24 points (covariates.json)", "age": "71.5 years (Patient's Age (0010,1010))", "sex": "F"}
+OF_PATIENT = replace(PROVENANCE, parameters={**PROVENANCE.parameters, **CHARACTERISTICS})
 VALIDATOR = "bids-validator-deno"
 DERIVATIVE = f"derivatives/dicomnode-{PROVENANCE.pipeline}-{PROVENANCE.model_version}"
 
@@ -58,7 +66,8 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PhantomFindin
     read = volumes.read(paths)
     found = make_findings(read.volume.grid)
     (folder / "results").mkdir()
-    for at, ds in enumerate(results.write(found.findings, read.headers, PROVENANCE, ResultsConfig(), NOW)):
+    findings = [*found.findings, Measurement("plasma p-tau217", 0.62, "pg/ml")]
+    for at, ds in enumerate(results.write(findings, read.headers, OF_PATIENT, ResultsConfig(), NOW)):
         ds.save_as(folder / "results" / f"{at}.dcm", enforce_file_format=True)
     return folder, found
 
@@ -153,7 +162,45 @@ def test_nothing_of_the_patient_is_in_the_dataset(exported: Path) -> None:
     for path in exported.rglob("*"):
         if path.is_file() and not path.name.endswith(".gz"):
             text = path.read_text()
-            assert not any(word in text for word in ("Müller", "4711", "19700131", "20260101", "2.25.")), path
+            words = ("Müller", "4711", "19700131", "20260101", "2.25.", "MMSE", "71.5", '"sex"', "p-tau217")
+            assert [word for word in words if word in text] == [], path
+    sidecar = next((exported / DERIVATIVE).rglob("*_dseg.json"))
+    assert json.loads(sidecar.read_text())["Parameters"] == PROVENANCE.parameters, "options stay"
+
+
+def test_results_of_two_jobs_are_told_apart_by_a_number(study: tuple[Path, PhantomFindings], tmp_path: Path) -> None:
+    shutil.copytree(study[0], tmp_path / "in")
+    read = volumes.read(sorted((study[0] / "flair").iterdir()))
+    other = replace(OF_PATIENT, seed=8, job_key="job-2")
+    for at, ds in enumerate(results.write(study[1].findings, read.headers, other, ResultsConfig(), NOW)):
+        ds.save_as(tmp_path / "in" / "results" / f"other{at}.dcm", enforce_file_format=True)
+    assert main(["export", str(tmp_path / "in"), str(tmp_path / "out"), "--bids"]) == 0
+    seeds = {path.name: json.loads(path.read_text())["Seed"] for path in (tmp_path / "out").rglob("*desc-*.json")}
+    assert len(seeds) == 8
+    assert {seed for name, seed in seeds.items() if "_run-2_desc-" in name} == {8}
+    assert {seed for name, seed in seeds.items() if "_run-" not in name} == {PROVENANCE.seed}
+    assert find_errors(tmp_path / "out" / DERIVATIVE) == []
+
+
+@pytest.mark.parametrize(("verdict", "count"), [(ReadingVerdict.ACCEPTED, 3), (ReadingVerdict.REJECTED, 0)])
+def test_a_result_that_a_reader_rejected_is_left_out_with_a_row(
+    web: Web, study: tuple[Path, PhantomFindings], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    verdict: ReadingVerdict, count: int,
+) -> None:  # fmt: skip
+    paths = sorted((study[0] / "flair").iterdir())
+    assert web.store(paths).status_code == 200
+    web.add_results([dcmread(path) for path in sorted((study[0] / "results").iterdir())])
+    with web.sessions.begin() as session:
+        (job,) = session.scalars(select(Job))
+        readings.record(session, job, verdict=verdict, who="AB", reason="", sentence="", now=web.now)
+    web.config.path.write_text(f'[node]\ndata_dir = "{web.config.data_dir}"\n')
+    words = ["--config", str(web.config.path), "export", str(dcmread(paths[0]).StudyInstanceUID), str(tmp_path / "out")]
+    assert main([*words, "--bids", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["left_out"] for row in rows].count("rejected by a reader") == (0 if count else 1)
+    sidecars = list((tmp_path / "out").glob("derivatives/*/sub-01/anat/*.json"))
+    assert len(list((tmp_path / "out").glob("derivatives/*/sub-01/anat/*.nii.gz"))) == count
+    assert [json.loads(path.read_text())["ReaderVerdict"] for path in sidecars] == ["accepted"] * len(sidecars)
 
 
 def test_a_subject_is_not_written_twice_and_a_session_is_added(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -15,13 +17,14 @@ from pydicom.dataset import Dataset
 
 from dicomnode.bids.dataset import Labels, find_suffix, open_derivative, open_raw, write_json, write_lookup
 from dicomnode.datasets import headers, objects
+from dicomnode.deidentify.own_results import remove_characteristics
 from dicomnode.errors import InputRefused, NodeError
 from dicomnode.execution.stored import read_image, read_segmentation
 from dicomnode.nifti import images
 from dicomnode.nifti.results import describe_provenance, slug
 from dicomnode.reading import volumes
 from dicomnode.results.provenance import Provenance, read_provenance, read_record
-from pipelines.contract import Grid, Segmentation
+from pipelines.contract import Grid, Image, ParametricMap, Segmentation
 
 __all__ = ["Exported", "export"]
 
@@ -56,10 +59,17 @@ class _Series:
         return " ".join(filter(None, words)) or self.paths[0].name
 
 
-def export(files: Sequence[Path], root: Path, labels: Labels, suffixes: Mapping[str, str]) -> list[Exported]:
+def export(
+    files: Sequence[Path],
+    root: Path,
+    labels: Labels,
+    suffixes: Mapping[str, str],
+    stated: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+) -> list[Exported]:
     """Write the dataset, or add a subject or session to it; return a row for each series.
 
-    ``suffixes``: BIDS suffix by series number, for series whose description names none.
+    ``suffixes``: BIDS suffix by series number, for series whose description names none; ``stated``: what the JSON file
+    of a result states beside its provenance, by the UID of an instance.
     Raises NotAllowed where the subject is there already, InputRefused for files of several studies or without one.
     """
     series = _group(files)
@@ -72,7 +82,8 @@ def export(files: Sequence[Path], root: Path, labels: Labels, suffixes: Mapping[
     open_raw(root, labels)
     written = _Raw(root, labels)
     rows = [written.add(each, suffixes) for each in sorted(raw, key=lambda each: each.name)]
-    return rows + [_export_result(each, root, labels, written) for each in results]
+    derived = _Results(root, written, stated)
+    return rows + [derived.add(each) for each in results]
 
 
 class _Raw:
@@ -106,49 +117,83 @@ class _Raw:
         return Exported(series.name, name)
 
 
-def _export_result(series: _Series, root: Path, labels: Labels, raw: _Raw) -> Exported:
-    ds = dcmread(series.paths[0], stop_before_pixels=False)
-    kind = objects.kind_of(ds)
-    if kind not in _RESULTS:
-        return Exported(series.name, left_out=f"{kind}: another form of what is exported")
-    try:
-        made_by = read_provenance(ds, "")
-    except KeyError:
-        return Exported(series.name, left_out="it records no provenance")
-    folder = labels.folder(open_derivative(root, made_by))
-    origins = [raw.by_instance[uid] for uid in _list_sources(ds) if uid in raw.by_instance]
-    sources = [f"bids:raw:{name}" for name in dict.fromkeys(name for name, _ in origins)]
-    if kind == "report":
-        path = folder / f"{labels.prefix}_desc-measurements_synthetic.json"
-        write_json(path, {"Measurements": read_record(ds)["measurements"]} | describe_provenance(made_by, sources))
-    else:
-        path = _write_image(series, kind, folder, labels, made_by, sources, [grid for _, grid in origins])
-    return Exported(series.name, path.relative_to(root).as_posix())
+class _Results:
+    """The results that are written: the runs of each derivative, in the order of their first file."""
+
+    def __init__(self, root: Path, raw: _Raw, stated: Mapping[str, Mapping[str, Any]]) -> None:
+        self.root, self.raw, self.stated = root, raw, stated
+        self._runs: dict[Path, list[str]] = {}
+
+    def add(self, series: _Series) -> Exported:
+        """Write one series; those of one job have one number, and no file is written twice."""
+        ds = dcmread(series.paths[0], stop_before_pixels=False)
+        kind = objects.kind_of(ds)
+        if kind not in _RESULTS:
+            return Exported(series.name, left_out=f"{kind}: another form of what is exported")
+        try:
+            made_by, record = read_provenance(ds, ""), read_record(ds)
+        except KeyError:
+            return Exported(series.name, left_out="it records no provenance")
+        found = None if kind == "report" else _read_finding(series, kind)
+        folder = self.raw.labels.folder(open_derivative(self.root, made_by))
+        path = folder / f"{self.raw.labels.prefix}{self._number(folder, record)}_{_name_result(found)}"
+        if path.exists():
+            return Exported(series.name, left_out="its provenance and name are those of another result")
+        origins = [self.raw.by_instance[uid] for uid in _list_sources(ds) if uid in self.raw.by_instance]
+        described = _describe_result(made_by, [name for name, _ in origins]) | self._find_stated(series)
+        if found is None:
+            write_json(path, {"Measurements": _list_measurements(record)} | described)
+        else:
+            _write_image(found, path, described, [grid for _, grid in origins])
+        return Exported(series.name, path.relative_to(self.root).as_posix())
+
+    def _number(self, folder: Path, record: Mapping[str, Any]) -> str:
+        """Return ``_run-N`` for the results of the N-th job of a derivative, "" for those of the first."""
+        run = json.dumps({key: value for key, value in record.items() if key != "measurements"}, sort_keys=True)
+        runs = self._runs.setdefault(folder, [])
+        if run not in runs:
+            runs.append(run)
+        return f"_run-{runs.index(run) + 1}" if runs.index(run) else ""
+
+    def _find_stated(self, series: _Series) -> dict[str, Any]:
+        return dict(next((self.stated[uid] for uid in series.instance_uids if uid in self.stated), {}))
+
+
+def _read_finding(series: _Series, kind: str) -> Segmentation | Image | ParametricMap:
+    return read_segmentation(series.paths[0]) if kind == "segmentation" else read_image(series.paths)
+
+
+def _name_result(found: Segmentation | Image | ParametricMap | None) -> str:
+    """Return description and suffix of a file; None: of the measurements of a report."""
+    if found is None:
+        return "desc-measurements_synthetic.json"
+    name = re.sub(r"[^A-Za-z0-9]", "", slug(found.description).title())
+    return f"desc-{name}_{'dseg' if isinstance(found, Segmentation) else 'synthetic'}.nii.gz"
+
+
+def _describe_result(made_by: Provenance, sources: Sequence[str]) -> dict[str, Any]:
+    """Return the provenance without the patient's characteristics."""
+    anonymous = replace(made_by, parameters=remove_characteristics(made_by.parameters))
+    return describe_provenance(anonymous, [f"bids:raw:{name}" for name in dict.fromkeys(sources)])
+
+
+def _list_measurements(record: Mapping[str, Any]) -> list[Any]:
+    """Return the measurements of a report without those that repeat a characteristic of the patient."""
+    return [each for each in record["measurements"] if remove_characteristics({each["name"]: each})]
 
 
 def _write_image(
-    series: _Series,
-    kind: str,
-    folder: Path,
-    labels: Labels,
-    made_by: Provenance,
-    sources: Sequence[str],
-    grids: Sequence[Grid],
-) -> Path:
-    found = read_segmentation(series.paths[0]) if kind == "segmentation" else read_image(series.paths)
-    name = re.sub(r"[^A-Za-z0-9]", "", slug(found.description).title())
-    described: dict[str, Any] = {"Description": found.description, "Sources": list(sources)}
+    found: Segmentation | Image | ParametricMap, path: Path, provenance: dict[str, Any], grids: Sequence[Grid]
+) -> None:
+    described: dict[str, Any] = {"Description": found.description, "Sources": provenance["SourceFiles"]}
     if isinstance(found, Segmentation):
-        path = folder / f"{labels.prefix}_desc-{name}_dseg.nii.gz"
         found = _extend(found, grids)
         images.write(path, found.labels, found.grid)
         write_lookup(_replace_suffix(path, ".tsv"), [(each.number, each.label) for each in found.segments])
     else:
-        path = folder / f"{labels.prefix}_desc-{name}_synthetic.nii.gz"
         images.write(path, found.volume.data, found.volume.grid)
         described["Units"] = found.volume.unit
-    write_json(_replace_suffix(path, ".json"), described | describe_provenance(made_by, sources))
-    return path
+    write_json(_replace_suffix(path, ".json"), described | provenance)
 
 
 def _extend(found: Segmentation, grids: Sequence[Grid]) -> Segmentation:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dicomnode.cli import context
-from dicomnode.errors import NotFound
 
 if TYPE_CHECKING:
+    from dicomnode.bids.study_files import StudyFiles
     from dicomnode.config import Config
 
 __all__ = ["export"]
@@ -32,33 +32,24 @@ def export(
     """Write a study and its delivered results as a dataset for research tools."""
     from dicomnode.bids import exporting
     from dicomnode.bids.dataset import Labels
+    from dicomnode.bids.study_files import StudyFiles
     from dicomnode.local_runs.candidates import list_dicom
 
     if not bids:
         raise typer.BadParameter("say in which layout: --bids")
     suffixes = dict(_parse_suffix(text) for text in suffix or [])
-    files = list_dicom(Path(source)) if Path(source).exists() else _list_study(source, context.config(ctx))
-    rows = [asdict(row) for row in exporting.export(files, out_dir, Labels(subject, session), suffixes)]
-    context.print_rows(rows, ["series", "file", "left_out"], as_json=as_json)
+    is_folder = Path(source).exists()
+    found = StudyFiles(list_dicom(Path(source)), [], {}) if is_folder else _find_study(source, context.config(ctx))
+    rows = exporting.export(found.paths, out_dir, Labels(subject, session), suffixes, found.stated) + found.left_out
+    context.print_rows([asdict(row) for row in rows], ["series", "file", "left_out"], as_json=as_json)
 
 
-def _list_study(uid: str, config: Config) -> list[Path]:
-    """Return the files of a study's instances, and of the results of its jobs that the output gate did not hold."""
+def _find_study(uid: str, config: Config) -> StudyFiles:
     from db.engine import readers
-    from db.states import JobState
-    from dicomnode import listings
-    from dicomnode.storage import spool
+    from dicomnode.bids import study_files
 
     with readers(context.engine(config))() as session:
-        study = listings.find_study(session, uid)
-        stored = [each for series in study.series for each in series.instances if each.expired_at is None]
-        done = [job for job in study.jobs if job.state is JobState.DONE and job.shadow_of_id is None]
-        outputs = [each for job in done for each in job.outputs if each.expired_at is None and not each.rendition]
-        uids = {each.sop_instance_uid for each in outputs}
-        digests = [each.sha256 for each in stored if each.sop_instance_uid not in uids] + [o.sha256 for o in outputs]
-    if not digests:
-        raise NotFound(f"study {uid}: its files were deleted by [retention]")
-    return [spool.path(config.spool_dir, digest) for digest in digests]
+        return study_files.find_study_files(session, uid, config.spool_dir)
 
 
 def _parse_suffix(text: str) -> tuple[str, str]:

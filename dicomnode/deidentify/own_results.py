@@ -19,7 +19,7 @@ from dicomnode.reading import covariates
 from dicomnode.results import provenance
 from dicomnode.results.reader_decision import READERS_WORDS
 
-__all__ = ["KEPT_DESCRIPTORS", "clean_record", "clean_text", "is_own_result"]
+__all__ = ["KEPT_DESCRIPTORS", "clean_record", "clean_text", "is_own_result", "remove_characteristics"]
 
 KEPT_DESCRIPTORS = frozenset({"SeriesDescription", "DerivationDescription", "ImageComments", "ContributionDescription"})
 """Keywords of the descriptors that hold the marks of a result."""
@@ -59,15 +59,24 @@ def clean_record(ds: Dataset, profile: DeidentifyConfig, identifiers: frozenset[
     block = ds.private_block(0x0099, provenance.PRIVATE_CREATOR)
     content = provenance.read_record(ds)
     for part in ("acquisition", "parameters", "measurements"):
-        content[part] = _clean_value(content.get(part, {}), profile, identifiers)
+        known = content.get(part, {})
+        kept = known if profile.patient_characteristics else remove_characteristics(known)
+        content[part] = _clean_value(kept, profile, identifiers)
     content["node"] = content.get("node", {}) | {"job": ""}
     block[0x01].value = json.dumps(content, sort_keys=True)
 
 
+def remove_characteristics(value: Any) -> Any:
+    """Return parameters or measurements of a record without the patient's characteristics, covariates among them."""
+    if isinstance(value, Mapping):
+        omitted = _CHARACTERISTICS | _COVARIATE_TITLES
+        return {key: remove_characteristics(each) for key, each in value.items() if key not in omitted}
+    return [remove_characteristics(each) for each in value] if isinstance(value, list) else value
+
+
 def _clean_value(value: Any, profile: DeidentifyConfig, identifiers: frozenset[str]) -> Any:
     if isinstance(value, Mapping):
-        omitted = frozenset() if profile.patient_characteristics else _CHARACTERISTICS | _COVARIATE_TITLES
-        return {key: _clean_entry(key, each, profile, identifiers) for key, each in value.items() if key not in omitted}
+        return {key: _clean_entry(key, each, profile, identifiers) for key, each in value.items()}
     if isinstance(value, list):
         return [_clean_value(each, profile, identifiers) for each in value]
     return remove_words(value, identifiers) if isinstance(value, str) else value
