@@ -64,12 +64,12 @@ def export(
     root: Path,
     labels: Labels,
     suffixes: Mapping[str, str],
-    stated: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+    verdicts: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
 ) -> list[Exported]:
     """Write the dataset, or add a subject or session to it; return a row for each series.
 
-    ``suffixes``: BIDS suffix by series number, for series whose description names none; ``stated``: what the JSON file
-    of a result states beside its provenance, by the UID of an instance.
+    ``suffixes``: BIDS suffix by series number, for series whose description names none; ``verdicts``: what the JSON
+    file of a result states beside its provenance, by the UID of an instance.
     Raises NotAllowed where the subject is there already, InputRefused for files of several studies or without one.
     """
     series = _group(files)
@@ -82,7 +82,7 @@ def export(
     open_raw(root, labels)
     written = _Raw(root, labels)
     rows = [written.add(each, suffixes) for each in sorted(raw, key=lambda each: each.name)]
-    derived = _Results(root, written, stated)
+    derived = _Results(root, written, verdicts)
     return rows + [derived.add(each) for each in results]
 
 
@@ -120,8 +120,8 @@ class _Raw:
 class _Results:
     """The results that are written: the runs of each derivative, in the order of their first file."""
 
-    def __init__(self, root: Path, raw: _Raw, stated: Mapping[str, Mapping[str, Any]]) -> None:
-        self.root, self.raw, self.stated = root, raw, stated
+    def __init__(self, root: Path, raw: _Raw, verdicts: Mapping[str, Mapping[str, Any]]) -> None:
+        self.root, self.raw, self.verdicts = root, raw, verdicts
         self._runs: dict[Path, list[str]] = {}
 
     def add(self, series: _Series) -> Exported:
@@ -140,7 +140,7 @@ class _Results:
         if path.exists():
             return Exported(series.name, left_out="its provenance and name are those of another result")
         origins = [self.raw.by_instance[uid] for uid in _list_sources(ds) if uid in self.raw.by_instance]
-        described = _describe_result(made_by, [name for name, _ in origins]) | self._find_stated(series)
+        described = _describe_result(made_by, [name for name, _ in origins]) | self._find_verdicts(series)
         if found is None:
             write_json(path, {"Measurements": _list_measurements(record)} | described)
         else:
@@ -155,8 +155,8 @@ class _Results:
             runs.append(run)
         return f"_run-{runs.index(run) + 1}" if runs.index(run) else ""
 
-    def _find_stated(self, series: _Series) -> dict[str, Any]:
-        return dict(next((self.stated[uid] for uid in series.instance_uids if uid in self.stated), {}))
+    def _find_verdicts(self, series: _Series) -> dict[str, Any]:
+        return dict(next((self.verdicts[uid] for uid in series.instance_uids if uid in self.verdicts), {}))
 
 
 def _read_finding(series: _Series, kind: str) -> Segmentation | Image | ParametricMap:

@@ -21,11 +21,11 @@ __all__ = ["StudyFiles", "find_study_files"]
 
 @dataclass(frozen=True)
 class StudyFiles:
-    """``stated``: by SOP Instance UID of a result, the verdicts of gate and reader, as far as known."""
+    """``verdicts``: by SOP Instance UID of a result, the verdicts of gate and reader, as far as known."""
 
     paths: list[Path]
     left_out: list[Exported]
-    stated: dict[str, dict[str, Any]]
+    verdicts: dict[str, dict[str, Any]]
 
 
 def find_study_files(session: Session, uid: str, spool_dir: Path) -> StudyFiles:
@@ -35,16 +35,16 @@ def find_study_files(session: Session, uid: str, spool_dir: Path) -> StudyFiles:
     """
     study = listings.find_study(session, uid)
     done = [job for job in study.jobs if job.state is JobState.DONE and job.shadow_of_id is None]
-    verdicts = {job.id: _describe_verdicts(session, job) for job in done}
-    rejected = [job for job in done if verdicts[job.id].get("ReaderVerdict") == ReadingVerdict.REJECTED]
-    kept = [job for job in done if job not in rejected]
-    outputs = [each for job in kept for each in job.outputs if each.expired_at is None and not each.rendition]
+    by_job = {job.id: _describe_verdicts(session, job) for job in done}
+    rejected = [job for job in done if by_job[job.id].get("ReaderVerdict") == ReadingVerdict.REJECTED]
+    usable = [job for job in done if job not in rejected]
+    outputs = [each for job in usable for each in job.outputs if each.expired_at is None and not each.rendition]
     digests = [*_list_received(study, done), *(each.sha256 for each in outputs)]
     if not digests:
         raise NotFound(f"study {uid}: its files were deleted by [retention]")
-    stated = {each.sop_instance_uid: verdicts[job.id] for job in kept for each in job.outputs}
+    verdicts = {each.sop_instance_uid: by_job[job.id] for job in usable for each in job.outputs}
     rows = [Exported(f"job {job.id} {job.pipeline}", left_out="rejected by a reader") for job in rejected]
-    return StudyFiles([spool.path(spool_dir, digest) for digest in digests], rows, stated)
+    return StudyFiles([spool.path(spool_dir, digest) for digest in digests], rows, verdicts)
 
 
 def _list_received(study: Study, jobs: list[Job]) -> list[str]:

@@ -40,7 +40,7 @@ def export(
     suffixes = dict(_parse_suffix(text) for text in suffix or [])
     is_folder = Path(source).exists()
     found = StudyFiles(list_dicom(Path(source)), [], {}) if is_folder else _find_study(source, context.config(ctx))
-    rows = exporting.export(found.paths, out_dir, Labels(subject, session), suffixes, found.stated) + found.left_out
+    rows = exporting.export(found.paths, out_dir, Labels(subject, session), suffixes, found.verdicts) + found.left_out
     context.print_rows([asdict(row) for row in rows], ["series", "file", "left_out"], as_json=as_json)
 
 

@@ -59,9 +59,9 @@ def clean_record(ds: Dataset, profile: DeidentifyConfig, identifiers: frozenset[
     block = ds.private_block(0x0099, provenance.PRIVATE_CREATOR)
     content = provenance.read_record(ds)
     for part in ("acquisition", "parameters", "measurements"):
-        known = content.get(part, {})
-        kept = known if profile.patient_characteristics else remove_characteristics(known)
-        content[part] = _clean_value(kept, profile, identifiers)
+        recorded = content.get(part, {})
+        remaining = recorded if profile.patient_characteristics else remove_characteristics(recorded)
+        content[part] = _clean_value(remaining, profile, identifiers)
     content["node"] = content.get("node", {}) | {"job": ""}
     block[0x01].value = json.dumps(content, sort_keys=True)
 
