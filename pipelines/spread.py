@@ -63,9 +63,9 @@ def measure_spread(problem: Problem, prior: Model, model: Model, options: Option
 
 def _choose_slices(problem: Problem) -> list[int]:
     """Return up to SLICES slices, spread over those in which the coils see an object."""
-    seen = [i for i in range(len(problem.y)) if bool(problem.slices(i, i + 1).A.support.any())]
-    count = min(len(seen), SLICES)
-    return [seen[(2 * n + 1) * len(seen) // (2 * count)] for n in range(count)]
+    visible = [i for i in range(len(problem.y)) if bool(problem.slices(i, i + 1).A.support.any())]
+    count = min(len(visible), SLICES)
+    return [visible[(2 * n + 1) * len(visible) // (2 * count)] for n in range(count)]
 
 
 def _draw_one_by_one(problem: Problem, model: Model, options: Options, seeds: list[int], x: Tensor) -> Iterator[Tensor]:
