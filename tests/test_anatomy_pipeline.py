@@ -417,9 +417,10 @@ def test_a_real_enhanced_t1w_scan_gets_plausible_volumes(shipped_model: Model, k
     _check_plausible(anatomy.segment_head(series.volume, shipped_model))
 
 
-def test_a_sites_own_bundle_comes_before_the_shipped_one(bundles: Path) -> None:
+def test_the_shipped_bundle_is_the_default_beside_a_site_s_own(bundles: Path) -> None:
     config = Config.model_validate({"node": {"data_dir": str(bundles)}})
-    assert models.find_bundle("anatomy", config).version == "0.0.1"
+    assert models.find_bundle("anatomy", config).path.parent == registry.BUNDLES
+    assert models.find_bundle("anatomy@0.0.1", config).path.parent == bundles / "models"
     assert models.find_bundle("mri_prior", config).path.parent == registry.BUNDLES
     with pytest.raises(BundleError, match=r"no bundle anatomy@9"):
         models.find_bundle("anatomy@9", config)

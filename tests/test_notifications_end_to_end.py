@@ -103,14 +103,14 @@ def test_a_node_that_is_killed_before_it_has_noted_the_answer_tells_it_again(tmp
         settings = {"webhook": [{"name": "web", "url": hook.url, "events": ALL}]}
         running = Node(write_config(tmp_path, notifications=settings), "serve", "--workers", "0")
         databases.prepare(running.config)
-        engine = engines.connect(running.config.database_url)
-        with engines.sessions(engine).begin() as session:
-            job = add_job(session, datetime.now(UTC), notify={"web": ["failed"]})
-            mine: dict[str, Any] = {"worker": "w", "now": datetime.now(UTC)}
-            jobs.claim(session, lease_s=60, **mine)
-            jobs.fail(session, job_id=job.id, reason="broken", retry=False, attempts=1, **mine)
-        engine.dispose()
         with running:
+            engine = engines.connect(running.config.database_url)
+            with engines.sessions(engine).begin() as session:
+                job = add_job(session, datetime.now(UTC), notify={"web": ["failed"]})
+                mine: dict[str, Any] = {"worker": "w", "now": datetime.now(UTC)}
+                jobs.claim(session, lease_s=60, **mine)
+                jobs.fail(session, job_id=job.id, reason="broken", retry=False, attempts=1, **mine)
+            engine.dispose()
             wait_for(lambda: not running.program.running, "it is killed while it tells")
             running.start()
             wait_for(lambda: len(hook.posts) == 2, "it is told again")

@@ -203,7 +203,7 @@ def test_a_log_line_is_one_line_and_a_warning_keeps_its_words_to_itself(
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
     log_lines.set_up_logging()
     log_category = warnings.showwarning  # catch_warnings sets Python's own again
-    with warnings.catch_warnings(), caplog.at_level(logging.DEBUG):
+    with warnings.catch_warnings(), caplog.at_level(logging.DEBUG, "dicomnode.monitoring.log_lines"):
         warnings.simplefilter("always")
         monkeypatch.setattr(warnings, "showwarning", log_category)
         warnings.warn("patient\nforged", stacklevel=1)

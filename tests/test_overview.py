@@ -62,7 +62,7 @@ def test_a_stage_holds_the_studies_that_stand_there(
 
 def test_counts_and_tallies_add_up(sessions: sessionmaker[Session], job_ids: dict[str, int]) -> None:
     with sessions() as session:
-        assert overview.count_needing_attention(session) == {"held": 1, "failed": 1}
+        assert overview.count_needing_attention(session) == {"held": 1, "failed": 1, "quarantined": 0}
         counts = overview.count_stages(session)
         assert (counts[Stage.HELD], counts[Stage.FAILED], counts[Stage.WAITING]) == (1, 1, 1)
         page = overview.load_study_page(session, StudyFilter(), limit=2, offset=1)

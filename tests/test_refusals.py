@@ -228,7 +228,7 @@ def test_a_refused_job_succeeds_with_another_model(tmp_path: Path, now: datetime
     assert _run_command(running, "work", "--once") == 0
     assert running.jobs()[0].state is JobState.REFUSED
     shutil.rmtree(tmp_path / "data" / "models")
-    _write_model(tmp_path, "1.0.1", {})
+    _write_model(tmp_path, "1.0.0", {})  # a waiting job keeps the version that it was given
     assert _run_command(running, "jobs", "retry", "1") == 0
     assert _run_command(running, "work", "--once") == 0
     with running.sessions() as session:

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import median_filter
 
 __all__ = ["find_calibration_block"]
 
@@ -26,6 +25,8 @@ def find_calibration_block(samples: NDArray[np.complex64], mask: NDArray[np.bool
     matrix: the better of two such blocks is taken. Of all blocks that is the one with the most samples, where a side
     beyond ``_SUFFICIENT_SIDE`` counts only between blocks that are equal without it.
     """
+    from scipy.ndimage import median_filter  # the web imports this module and needs no scipy
+
     sampled: NDArray[np.bool_] = np.all(mask, axis=0)
     na, nb = sampled.shape
     energy = np.zeros((na, nb))
