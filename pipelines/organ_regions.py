@@ -76,14 +76,14 @@ class OrganRegions:
         return self.same_frame is True and self.inside >= LEAST_INSIDE
 
     @property
-    def found(self) -> tuple[str, ...]:
+    def organ_names(self) -> tuple[str, ...]:
         """Names of the organs on the PET's grid."""
         return tuple(name for number, name in enumerate(ORGANS, start=1) if (self.on_pet == number).any())
 
     @property
     def tissue_names(self) -> tuple[str, ...]:
         """Names of the organs that a network may be given: none where too few were segmented."""
-        return tuple(ORGANS) if len(self.found) >= FEWEST_ORGANS else ()
+        return tuple(ORGANS) if len(self.organ_names) >= FEWEST_ORGANS else ()
 
     @property
     def description(self) -> str:
@@ -92,7 +92,9 @@ class OrganRegions:
         if not self.is_registered:
             return f"Only {100 * self.inside:.0f} % of the segmented organs lie in the PET's body; they were not used."
         remark = "" if self.tissue_names else f" Fewer than {FEWEST_ORGANS}: they serve for numbers only."
-        return f"Organs from the segmentation of the examination ({self.origin}): {', '.join(self.found)}.{remark}"
+        return (
+            f"Organs from the segmentation of the examination ({self.origin}): {', '.join(self.organ_names)}.{remark}"
+        )
 
     def resample_fractions(self, names: Sequence[str], onto: Grid) -> Tensor:
         """Return the fractions (r, k, j, i) of the named organs on a grid; zero for other names."""

@@ -22,7 +22,7 @@ from dicomnode.errors import ConfigError, NodeError, NotAllowed, NotFound
 from dicomnode.ingest import quarantined
 from dicomnode.routing import completion, rerouting
 from dicomnode.web.context import WebContext, return_path
-from dicomnode.web.forms import Form
+from dicomnode.web.forms import Form, read_line
 from dicomnode.web.holdings import require_uid
 from dicomnode.web.template_filters import FILTERS
 
@@ -35,7 +35,6 @@ _DECISIONS: dict[str, Callable[..., None]] = {
     "cancel": jobs.cancel,
 }
 _PAST_TENSE = {"release": "released", "discard": "discarded", "retry": "run again", "cancel": "cancelled"}
-_MOST_CHARACTERS = {"who": 40, "reason": 300}
 
 
 def add_routes(routes: APIRouter, context: WebContext) -> None:
@@ -148,5 +147,5 @@ def _try_now(session: Session, context: WebContext, name: str, form: dict[str, s
 
 def _audit_reason(decision: str, form: dict[str, str]) -> str:
     """Return the reason for the audit trail, on one line."""
-    who, why = (" ".join(form.get(name, "").split())[:most] for name, most in _MOST_CHARACTERS.items())
+    who, why = read_line(form, "who"), read_line(form, "reason")
     return f"{decision} at the dashboard{f' by {who}' if who else ''}{f': {why}' if why else ''}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated
 from urllib.parse import parse_qs
 
@@ -9,9 +10,10 @@ from fastapi import Depends
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-__all__ = ["Form", "read_form"]
+__all__ = ["Form", "read_form", "read_line"]
 
 _MOST_BYTES = 1 << 13
+_MOST_CHARACTERS = {"who": 40, "reason": 300, "why": 300}
 
 
 async def read_form(request: Request) -> dict[str, str]:
@@ -23,6 +25,12 @@ async def read_form(request: Request) -> dict[str, str]:
             raise HTTPException(413, "the form is too long")
     fields = parse_qs(body.decode("utf-8", "replace"), keep_blank_values=True)
     return {name: values[0].strip() for name, values in fields.items()}
+
+
+def read_line(form: Mapping[str, str], name: str) -> str:
+    """Return the field "who", "reason" or "why": one line without control characters, cut to its largest length."""
+    line = " ".join(form.get(name, "").split())
+    return "".join(each for each in line if each.isprintable())[: _MOST_CHARACTERS[name]]
 
 
 Form = Annotated[dict[str, str], Depends(read_form)]

@@ -23,13 +23,12 @@ from dicomnode.deployment import deploying, models, pipeline_names
 from dicomnode.deployment.in_use import list_versions_in_use
 from dicomnode.errors import NodeError
 from dicomnode.web.context import WebContext, flash_message
-from dicomnode.web.forms import Form
+from dicomnode.web.forms import Form, read_line
 from model_zoo.bundle import BundleError, BundleFacts
 
 __all__ = ["add_routes"]
 
 _MOST_ROWS = 50
-_MOST_CHARACTERS = {"who": 40, "why": 300}
 
 
 def add_routes(routes: APIRouter, context: WebContext) -> None:
@@ -130,7 +129,7 @@ def _commit_or_explain(context: WebContext, back_path: str, done: str, decide: C
 
 
 def _read_field(form: dict[str, str], name: str) -> str:
-    text = " ".join(form.get(name, "").split())[: _MOST_CHARACTERS[name]]
+    text = read_line(form, name)
     return (f"{text} at the dashboard" if text else "the dashboard") if name == "who" else text
 
 

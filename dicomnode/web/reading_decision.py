@@ -18,14 +18,13 @@ from dicomnode.errors import NodeError, NotAllowed, NotFound
 from dicomnode.execution import reading_notes
 from dicomnode.results.reader_decision import ReaderDecision
 from dicomnode.web.context import WebContext
-from dicomnode.web.forms import Form
+from dicomnode.web.forms import Form, read_line
 from dicomnode.web.holdings import require_uid
 from dicomnode.web.reading_page import summarize_job
 
 __all__ = ["add_routes"]
 
 _log = logging.getLogger(__name__)
-_MOST_CHARACTERS = {"who": 40, "reason": 300}
 _INITIALS = re.compile(r"[^\W_][\w .'-]*")
 """Initials or a name without the separators of a DICOM person name (PS3.5 6.2.1): letters first."""
 
@@ -65,17 +64,12 @@ def _find_page(context: WebContext, id: int) -> str:
 def _read_fields(form: dict[str, str]) -> _Fields | str:
     """Return the fields of a decision, or the sentence that says what is wrong with them."""
     verdict = form.get("verdict", "")
-    who, reason = (_clean(form.get(name, ""))[:most] for name, most in _MOST_CHARACTERS.items())
+    who, reason = read_line(form, "who"), read_line(form, "reason")
     if verdict not in list(ReadingVerdict) or not who or not reason:
         return "A decision needs your initials and a reason."
     if not _INITIALS.fullmatch(who):
         return "Initials are letters, digits, spaces, points, hyphens and apostrophes, a letter or digit first."
     return _Fields(ReadingVerdict(verdict), who, reason)
-
-
-def _clean(text: str) -> str:
-    """Return the text on one line, without control characters."""
-    return "".join(each for each in " ".join(text.split()) if each.isprintable())
 
 
 def _record(context: WebContext, id: int, fields: _Fields) -> tuple[int, bool]:
