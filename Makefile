@@ -4,6 +4,7 @@
 # make lint        ruff and mypy only
 # make coverage    the fast tests with their coverage; fails below the floor of pyproject.toml
 # make mutate      change decisive modules expression by expression; the tests have to notice (docs: tests/mutation.py)
+# make fuzz        odd and broken input of every kind that strangers send, for MINUTES=10 in all (docs: tests/fuzz/__init__.py)
 # make docs        the documentation site in build/docs, from the code as it is; a warning is an error
 # make bench       the benchmarks behind docs/benchmarks.md (about an hour on two cores)
 
@@ -14,9 +15,10 @@ INSTALLED := $(VENV)/.installed
 DOCS_INSTALLED := $(VENV)/.installed-docs
 PYTEST_ARGS ?=
 PROCESSES ?= 2
+MINUTES ?= 10
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-fast lint coverage mutate docs bench peers viewer clean
+.PHONY: demo test test-fast lint coverage mutate fuzz docs bench peers viewer clean
 
 demo: $(INSTALLED) viewer
 	$(BIN)/dicomnode demo $(if $(KEEP),--keep)
@@ -33,6 +35,11 @@ coverage: $(INSTALLED)
 mutate: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutation
 
+# atheris has no wheels for some machines; without it, Hypothesis alone makes the input.
+fuzz: $(INSTALLED)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary :all: --constraint constraints.txt atheris || echo "atheris is left out"
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --minutes $(MINUTES)
+
 docs: $(DOCS_INSTALLED)
 	$(BIN)/python -m sphinx -b html -E -W --keep-going -q docs build/docs
 	@echo "the documentation is in build/docs/index.html"
@@ -42,7 +49,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy dicomnode pipelines model_zoo db tests benchmarks examples docs
 
-CLASSICAL := --method zero --method cg --method l1 --method total --method bart
+CLASSICAL := --method zero --method cg --method l1 --method total --method bart --method unrolled
 OURS := --method "ours: DDS posterior mean" --method "dds: one"
 KEPT := --method "ours: DDS posterior mean, samples kept"
 SAMPLERS := --slices 1 --acceleration 4 --method zero --method "dds: one" --method "dps: one" --method "score_mri: one"
@@ -50,7 +57,9 @@ TABLE := $(BIN)/python -m benchmarks.reconstruction
 
 # Every table of docs/benchmarks.md in its order; each has a store of its own, since a stored row is not measured again.
 bench: $(INSTALLED) peers
+	$(BIN)/python -m benchmarks.unrolled train --resume
 	$(TABLE) --set faults --subject 13 --slices 1 $(CLASSICAL) --method "ours: DDS posterior mean, samples kept within" --store build/benchmarks/faults.json
+	$(TABLE) --set patterns --subject 13 --slices 1 --method "ours: DDS posterior mean" --method "bart total" --method unrolled --store build/benchmarks/patterns.json
 	$(BIN)/python -m benchmarks.folding
 	$(TABLE) --set simulated $(CLASSICAL) $(OURS) --store build/benchmarks/simulated.json
 	$(TABLE) --set simulated $(SAMPLERS) --method ours --method cg --method "dds: mean" --method "ald: one" --store build/benchmarks/samplers.json
