@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from math import prod
 
 __all__ = ["REFERENCE", "find_references", "find_violation"]
 
@@ -29,6 +30,8 @@ _NODES: tuple[type[ast.AST], ...] = (
 _LONGEST = 4000
 _LARGEST = 100_000
 """Largest integer in an expression that makes lists or texts; numbers of voxels and grey levels are below it."""
+_MOST_VALUES = 10_000_000
+_MAKE_ARRAYS = frozenset({"arange", "expand", "linspace", "ones", "repeat", "zeros"})
 _BUILTINS = frozenset({
     "abs", "bool", "dict", "enumerate", "float", "int", "len", "list", "max", "min", "range", "reversed", "round",
     "sorted", "sum", "tuple", "zip",
@@ -125,8 +128,30 @@ def _find_excessive_size(tree: ast.Expression) -> str:
         return "a text with % after it"
     if max(loops, ranges, repeats) > 1 or (repeats and loops + ranges):
         return "more than one repetition"
+    if any(isinstance(node, ast.Call) and _makes_large_array(node) for node in nodes):
+        return f"an array of more than {_MOST_VALUES} values"
+    if any(isinstance(node, ast.Call) and _counts_by_reference(node) for node in nodes):
+        return "a range whose length is a reference"
     large = any(isinstance(node, ast.Constant) and type(node.value) is int and node.value > _LARGEST for node in nodes)
     return f"a repetition with a number above {_LARGEST}" if large and loops + ranges + repeats else ""
+
+
+def _makes_large_array(node: ast.Call) -> bool:
+    """Return whether a call makes an array of too many values, by the product of the numbers in its arguments."""
+    if not (isinstance(node.func, ast.Attribute) and node.func.attr in _MAKE_ARRAYS):
+        return False
+    arguments = [*node.args, *(keyword.value for keyword in node.keywords)]
+    constants = [part.value for each in arguments for part in ast.walk(each) if isinstance(part, ast.Constant)]
+    return prod(max(1.0, each) for each in constants if isinstance(each, int | float)) > _MOST_VALUES
+
+
+def _counts_by_reference(node: ast.Call) -> bool:
+    """Return whether a call of range takes a reference itself, not its length."""
+    return (
+        isinstance(node.func, ast.Name)
+        and node.func.id == "range"
+        and any(isinstance(each, ast.Name) and each.id.startswith(_STAND_IN) for each in node.args)
+    )
 
 
 def _formats_text(node: ast.BinOp) -> bool:

@@ -14,11 +14,14 @@ from typing import Any
 
 from model_zoo import monai_rules
 from model_zoo.bundle import BundleError, Model
+from model_zoo.memory_limit import limit_memory
 from model_zoo.offline import offline
 
 __all__ = ["Steps", "build_model_steps", "build_steps", "evaluate_definition", "innermost_reason", "suppress_warnings"]
 
 WITHOUT_MONAI = "needs MONAI, which is not installed here: pip install monai"
+_MOST_BYTES = 1 << 30
+"""Memory for the values of a configuration: an expression of ten letters may ask for all that there is."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +57,13 @@ def build_steps(label: str, settings: Mapping[str, Any], device: str, *, trusted
         raise BundleError(f"{label} {WITHOUT_MONAI}") from None
     content = monai_rules.prepare_for_parser(settings, trusted=trusted) | {"device": f"$torch.device('{device}')"}
     try:
-        with offline(label), suppress_warnings():
+        with offline(label), suppress_warnings(), limit_memory(_MOST_BYTES):
             parser = ConfigParser(content)
             parts = {root: parser.get_parsed_content(root) for root in monai_rules.ROOTS if root in content}
     except BundleError:
         raise
     except Exception as error:  # MONAI's classes raise anything for arguments that they do not take
-        raise BundleError(f"{label}: {monai_rules.INFERENCE} cannot be used ({innermost_reason(error)})") from None
+        raise BundleError(f"{label}: {monai_rules.INFERENCE} cannot be used ({_explain(error)})") from None
     preprocessing, postprocessing = parts.get("preprocessing"), parts.get("postprocessing")
     return Steps(
         preprocessing or dict,
@@ -85,7 +88,7 @@ def evaluate_definition(definition: Mapping[str, Any], settings: Mapping[str, An
     try:
         from monai.bundle import ConfigParser
 
-        with suppress_warnings():
+        with suppress_warnings(), limit_memory(_MOST_BYTES):
             values = ConfigParser({"arguments": arguments, **others}).get_parsed_content("arguments")
     except Exception:  # a reference to nothing, or a mistake in the arithmetic
         return dict(definition)
@@ -104,6 +107,11 @@ def _first_key(transform: Any, otherwise: str) -> str:
     """Return the key of the first transform, ``otherwise`` where it has none."""
     keys = getattr(next(iter(getattr(transform, "transforms", ())), None), "keys", None)
     return str(keys[0]) if isinstance(keys, tuple) and keys else otherwise
+
+
+def _explain(error: Exception) -> str:
+    reason = innermost_reason(error)
+    return f"its values take more than {_MOST_BYTES >> 20} MiB" if reason.startswith("MemoryError") else reason
 
 
 def innermost_reason(error: Exception) -> str:

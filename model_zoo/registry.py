@@ -49,9 +49,13 @@ _MONAI_NETWORKS = "monai.networks.nets"
 NETWORKS = frozenset(
     {
         "model_zoo.networks.dose_transfer.DoseTransfer",
+        "model_zoo.networks.latent_flow.LatentFlow",
         "model_zoo.networks.local_unet.LocalUNet",
+        "model_zoo.networks.mean_and_flow.MeanAndFlow",
+        "model_zoo.networks.slice_filler.SliceFiller",
         "model_zoo.networks.pet_unet.PetUNet",
         "model_zoo.networks.refinement_cascade.RefinementCascade",
+        "model_zoo.networks.syndiff.SynDiff",
         "model_zoo.networks.volume_unet.VolumeUNet",
     }
 )

@@ -102,8 +102,16 @@ def _own_inputs(
     import torch
 
     kind = str(definition.get("_target_", "")).rpartition(".")[2]
+    if kind == "DiffusionModelUNet" and "plan" in settings:
+        sides = [_TYPICAL_SIZE] * int(definition["spatial_dims"])
+        context = torch.zeros(1, 1, int(definition["cross_attention_dim"]))
+        labels = torch.zeros(1, dtype=torch.int64)
+        return [torch.zeros(1, definition["in_channels"], *sides), torch.zeros(1), context, labels]
     stride = int(getattr(model.network, "stride", 0))
-    if kind not in ("LocalUNet", "VolumeUNet", "DoseTransfer", "PetUNet") or not stride:
+    if (
+        kind not in ("LocalUNet", "VolumeUNet", "MeanAndFlow", "LatentFlow", "SynDiff", "DoseTransfer", "PetUNet")
+        or not stride
+    ):
         raise BundleError(f"{facts.name}@{facts.version}: metadata.json declares no network_data_format to try it with")
     if kind == "LocalUNet":
         return [torch.zeros(1, definition.get("in_channels", 2), stride, stride), torch.zeros(1)]

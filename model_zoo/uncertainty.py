@@ -19,7 +19,7 @@ __all__ = ["apply_discrepancy_principle", "calibrate_sd", "chi_square", "mean_an
 BEYOND = 1.3
 """Error over that which explains held-out samples: what was never acquired lies farther out in k-space, and errors of
 the coils' maps are in no sample. Chosen on validation label maps."""
-USUAL_RATIO = 1.7
+USUAL_RATIO = 2.0
 """Squared error over the samples' variance on validation label maps, in held-out samples."""
 NOISE_DOUBT = 0.1
 """Relative error of the variance of the noise that is allowed for."""

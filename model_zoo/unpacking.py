@@ -94,6 +94,8 @@ def _copy_zip(source: Path, target: Path, max_bytes: int) -> None:
 
 def _check_swelling(archive: zipfile.ZipFile, size: int) -> None:
     """Raise BundleError for a zip made to fill the disk: weights hardly get smaller in a zip."""
+    if not all(info.filename for info in archive.infolist()):
+        raise BundleError("the zip holds a file without a name")
     total = sum(info.file_size for info in archive.infolist())
     if total > _MOST_SWELLING * size + _ALWAYS_ALLOWED:
         raise BundleError(f"the zip of {size / 1e6:.3g} MB would become {total / 1e6:.3g} MB: no bundle does")

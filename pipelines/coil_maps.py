@@ -19,9 +19,11 @@ from pipelines.contract import KSpace, Refused
 
 __all__ = [
     "CoilModel",
+    "absorb_ramp",
     "calibration_sides",
     "crop_to_calibration",
     "find_block",
+    "find_peak",
     "make_coil_model",
     "measure_unexplained",
 ]
@@ -84,13 +86,13 @@ def make_coil_model(k: KSpace, coil_loss: float, covariance: Tensor) -> CoilMode
     U = torch.linalg.inv(W)
     if y.shape[1] == 1:
         maps = torch.ones(len(y), 1, *y.shape[2:], dtype=torch.complex64)
-        return CoilModel(W, U, 0.0, _absorb_ramp(maps, _find_peak(k)), "one coil")
+        return CoilModel(W, U, 0.0, absorb_ramp(maps, find_peak(k)), "one coil")
     calibration = coils.combine_coils(W, crop_to_calibration(k, y))
     M = coils.compression_matrix(calibration, loss=coil_loss)
     loss = coils.compression_loss(M, calibration)
     calibration, W, U = coils.combine_coils(M, calibration), M @ W, U @ M.conj().T
     found = CoilModel(W, U, loss, *_estimate_maps(k, calibration))
-    return replace(found, maps=_absorb_ramp(found.maps, _find_peak(k)))
+    return replace(found, maps=absorb_ramp(found.maps, find_peak(k)))
 
 
 def calibration_sides(k: KSpace) -> tuple[int, int]:
@@ -104,13 +106,13 @@ def calibration_sides(k: KSpace) -> tuple[int, int]:
 def find_block(k: KSpace) -> tuple[tuple[int, int], tuple[int, int]]:
     """Return the used part of the calibration block: about the strongest samples, at most CALIBRATION on a side."""
     ranges = []
-    for at, side, (start, stop) in zip(_find_peak(k), calibration_sides(k), k.calibration or (), strict=True):
+    for at, side, (start, stop) in zip(find_peak(k), calibration_sides(k), k.calibration or (), strict=True):
         first = min(max(at - side // 2, start), stop - side)
         ranges.append((first, first + side))
     return ranges[0], ranges[1]
 
 
-def _find_peak(k: KSpace) -> tuple[int, int]:
+def find_peak(k: KSpace) -> tuple[int, int]:
     """Return the place of the strongest samples (a, b), in the calibration block where there is one.
 
     The median of 3 x 3 samples leaves out a spike, which is one sample or two. The middle is returned where no sample
@@ -127,7 +129,7 @@ def _find_peak(k: KSpace) -> tuple[int, int]:
     return a0 + int(a), b0 + int(b)
 
 
-def _absorb_ramp(maps: Tensor, peak: tuple[int, int]) -> Tensor:
+def absorb_ramp(maps: Tensor, peak: tuple[int, int]) -> Tensor:
     """Return the maps times exp(2 pi i d r / n) per axis, d the distance of the strongest samples from the middle.
 
     An echo off the middle of k-space is a ramp of phase over the image. The prior expects smooth phases, so the maps

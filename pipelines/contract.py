@@ -45,6 +45,7 @@ __all__ = [
     "Segment",
     "Segmentation",
     "Sourced",
+    "StoredSlices",
     "Volume",
 ]
 
@@ -59,16 +60,32 @@ class Refused(Exception):
 
 
 @dataclass(frozen=True)
+class StoredSlices:
+    """Slices of a series that may lack some: their ``numbers`` along k, None where the series lacks the slice.
+
+    A number is that of a viewer: the Instance Number, 0 without one, or the frame of a multi-frame object. Every value
+    is ``slope`` times a whole number plus ``intercept``.
+    """
+
+    numbers: tuple[int | None, ...]
+    slope: float
+    intercept: float
+
+
+@dataclass(frozen=True)
 class Volume:
     """Image: ``data`` float32 (k, j, i) on ``grid``, in ``unit`` (UCUM).
 
     ``slice_thickness_mm``: nominal thickness of a slice, which may differ from the spacing; None means the spacing.
+    ``slices``: only of inputs with ``allows_gaps``, where missing slices are 0, and of results that keep the stored
+    steps of their source.
     """
 
     data: NDArray[np.float32]
     grid: Grid
     unit: str = "1"
     slice_thickness_mm: float | None = None
+    slices: StoredSlices | None = None
 
 
 @dataclass(frozen=True)
@@ -161,7 +178,8 @@ class Image:
 
     ``modality``: "PT" or "MR" where the image shows what the input's own scan measured, of the same tracer or from its
     own k-space, and in the same quantity; it may then be stored as an object of that modality and be compared with the
-    input. Empty for any image that a model made from another contrast or modality.
+    input. Empty for any image that a model made from another contrast or modality. ``synthetic_slices``: where only
+    these slices (of k) were generated and all others are measured; every frame then states which it is.
     """
 
     name: str
@@ -169,6 +187,7 @@ class Image:
     description: str
     slice_thickness_mm: float
     modality: str = ""
+    synthetic_slices: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -282,12 +301,14 @@ class Input:
     """Input that a pipeline takes by name; covariates are always passed, even when nothing was sent for them.
 
     ``is_prior``: the input comes from a prior examination of the patient, not from the study of the results.
+    ``allows_gaps``: slices of the series may be missing (``Volume.slices``); others refuse such a series.
     """
 
     name: str
     kind: type[Volume] | type[KSpace] | type[Labels] | type[Covariates]
     required: bool = True
     is_prior: bool = False
+    allows_gaps: bool = False
 
 
 @dataclass(frozen=True)

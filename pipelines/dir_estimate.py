@@ -25,7 +25,7 @@ from pipelines.registration import Registration, register_rigid
 if TYPE_CHECKING:
     from model_zoo.bundle import Model
 
-__all__ = ["DirEstimate", "DropoutPasses", "estimate_dir", "resample_map"]
+__all__ = ["DirEstimate", "DropoutPasses", "crop_to_brain", "estimate_dir", "resample_map"]
 
 MARGIN = 6
 """Margin about the brain, in voxels, that the network sees as well."""
@@ -81,7 +81,7 @@ def estimate_dir(
     head_anatomy = anatomy.segment_head(
         head, model.helpers["anatomy"], lambda done, step: progress(0.1 + 0.15 * done, step)
     )
-    structure, grid = _crop_to_brain(
+    structure, grid = crop_to_brain(
         head_anatomy, resampling.axis_aligned(flair.grid, float(model.settings["spacing_mm"]))
     )
     progress(0.25, "preparing")
@@ -124,7 +124,7 @@ class _NetworkWithProgress(nn.Module):
         return output
 
 
-def _crop_to_brain(head: anatomy.Anatomy, flair_grid: Grid) -> tuple[NDArray[np.uint8], Grid]:
+def crop_to_brain(head: anatomy.Anatomy, flair_grid: Grid) -> tuple[NDArray[np.uint8], Grid]:
     """Return the structures in the box about them, and its grid. Raises Refused without brain.
 
     ``flair_grid``: axis-aligned as the structures'; it has the FLAIR's own voxels where those are axis-aligned and of

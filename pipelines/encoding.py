@@ -23,9 +23,20 @@ from pipelines.coil_maps import (
 )
 from pipelines.contract import KSpace, Refused
 
-__all__ = ["Problem", "check_acquisition", "check_kspace", "find_noise", "prepare_acquisition", "prepare_image"]
+__all__ = [
+    "Problem",
+    "check_acquisition",
+    "check_kspace",
+    "estimate_noise",
+    "find_noise",
+    "find_separate",
+    "find_signal_level",
+    "prepare_acquisition",
+    "prepare_image",
+]
 
 PRESCAN = "noise pre-scan"
+SEPARATE = "none, each coil by itself"
 COIL_LOSS = 1e-3
 FINEST = 1e-3
 """Least noise over the image's 99th percentile.
@@ -56,6 +67,7 @@ class Problem:
     slice, in which two places fold into one; ``unexplained_share``: largest share of the local energy of the coils that
     the maps do not explain. The last two are None where they were not measured: on maps not by ESPIRiT, the share that
     folds on images with the maps of another, the other on images without calibration lines.
+    ``separate_coils``: 1 with maps; without maps the number of coils of a slice, which are batch elements of their own.
     """
 
     A: Fourier
@@ -68,6 +80,20 @@ class Problem:
     coil_loss: float = 0.0
     folded_share: float | None = None
     unexplained_share: float | None = None
+    separate_coils: int = 1
+
+    @property
+    def slice_count(self) -> int:
+        return len(self.y) // self.separate_coils
+
+    @property
+    def images_per_slice(self) -> int:
+        """Number of images that the denoiser sees of a slice: sets of maps, or coils without maps."""
+        return self.A.sets * self.separate_coils
+
+    def one_slice(self, i: int) -> Problem:
+        """Return the problem of slice ``i``, with all its coils."""
+        return self.slices(i * self.separate_coils, (i + 1) * self.separate_coils)
 
     @property
     def noise_is_known(self) -> bool:
@@ -82,12 +108,13 @@ class Problem:
         return torch.einsum("smnab,snab->smab", self.gain.to(x.dtype), x) if self.A.sets > 1 else self.gain * x
 
     def slices(self, start: int, stop: int) -> Problem:
+        """Return the problem of a part of the batch elements."""
         part = slice(start, stop)
         A = Fourier(self.A.maps[part], self.A.mask[part])
         return replace(self, A=A, y=self.y[part], sigma_y=self.sigma_y[part], gain=self.gain[part])
 
     def select(self, indices: Sequence[int]) -> Problem:
-        """Return the problem of the slices at ``indices``."""
+        """Return the problem of the batch elements at ``indices``."""
         one_by_one = [self.slices(i, i + 1) for i in indices]
         A = Fourier(torch.cat([p.A.maps for p in one_by_one]), torch.cat([p.A.mask for p in one_by_one]))
         y, sigma_y, gain = (torch.cat([getattr(p, name) for p in one_by_one]) for name in ("y", "sigma_y", "gain"))
@@ -100,26 +127,44 @@ class Problem:
         return replace(self, A=A, y=y, sigma_y=sigma_y, gain=gain)
 
     def repeat(self, n: int) -> Problem:
-        """Return the problem with every slice repeated n times."""
+        """Return the problem with every batch element repeated n times."""
         y, sigma_y, gain = (t.repeat_interleave(n, 0) for t in (self.y, self.sigma_y, self.gain))
         return replace(self, A=self.A.repeat(n), y=y, sigma_y=sigma_y, gain=gain)
 
 
-def check_acquisition(images: Sequence[KSpace]) -> None:
+def check_acquisition(images: Sequence[KSpace], coils: str = "maps") -> None:
     """Raise Refused unless every image of the acquisition can be reconstructed honestly.
 
-    One without calibration lines may use the maps of another on the same grid.
+    One without calibration lines may use the maps of another on the same grid. ``coils``: the option of the route.
     """
     for k in images:
         _check_sizes(k)
     map_source = _choose_map_source(images)
-    for k in images:
+    for k, separate in zip(images, find_separate(images, coils), strict=True):
+        if separate:
+            check_kspace(k, separate=True)
+            continue
         borrows = k is not map_source and map_source.calibration is not None and _share_coil_maps(k, map_source)
         check_kspace(replace(k, calibration=map_source.calibration) if borrows else k, borrows=borrows)
 
 
-def check_kspace(k: KSpace, *, borrows: bool = False) -> None:
-    """Raise Refused unless the k-space can be reconstructed honestly; ``borrows``: with the maps of another image."""
+def find_separate(images: Sequence[KSpace], coils: str) -> list[bool]:
+    """Return for each image whether its coils are reconstructed by themselves; never so for one coil.
+
+    ``coils``: "maps", "without maps", or "auto": without maps where neither the image nor another on its grid has
+    calibration lines.
+    """
+    source = _choose_map_source(images)
+    lacks = [k.calibration is None and not (source.calibration and _share_coil_maps(k, source)) for k in images]
+    chosen = {"maps": [False] * len(images), "without maps": [True] * len(images), "auto": lacks}[coils]
+    return [separate and k.samples.shape[1] > 1 for k, separate in zip(images, chosen, strict=True)]
+
+
+def check_kspace(k: KSpace, *, borrows: bool = False, separate: bool = False) -> None:
+    """Raise Refused unless the k-space can be reconstructed honestly.
+
+    ``borrows``: with the maps of another image; ``separate``: without maps, each coil by itself.
+    """
     _check_sizes(k)
     slices, count = k.samples.shape[:2]
     if k.grid.shape[0] != slices:
@@ -133,13 +178,16 @@ def check_kspace(k: KSpace, *, borrows: bool = False) -> None:
     if silent.size:
         raise Refused(f"k-space: all samples of slice {silent[0] + 1} of {slices} are zero")
     _check_coils(k)
-    if count > 1 and k.calibration is None:
-        raise Refused(f"k-space: {count} coils, but no fully sampled calibration lines about the centre of k-space")
+    if count > 1 and k.calibration is None and not separate:
+        raise Refused(
+            f"k-space: {count} coils, but no fully sampled calibration lines about the centre of k-space; the option "
+            'coils = "auto" reconstructs each coil by itself, which is worse, and holds the result for a person'
+        )
     if min(k.encoded_fov_mm) <= 0 or min(k.grid.spacing_mm) <= 0:
         raise Refused(
             f"k-space: the field of view {k.encoded_fov_mm} mm or the spacing {k.grid.spacing_mm} mm is not positive"
         )
-    if count > 1 and not borrows:
+    if count > 1 and not borrows and not separate:
         _check_calibration(k)
 
 
@@ -236,7 +284,7 @@ def prepare_acquisition(images: Sequence[KSpace], *, coil_loss: float = COIL_LOS
     signal in its calibration block, and serve all that share its grid.
     """
     map_source = _choose_map_source(images)
-    found = {id(k): _noise_covariance(k) for k in images}
+    found = {id(k): estimate_noise(k) for k in images}
     shared = make_coil_model(map_source, coil_loss, found[id(map_source)][0])
     models = [
         shared if _share_coil_maps(k, map_source) else make_coil_model(k, coil_loss, found[id(k)][0]) for k in images
@@ -274,7 +322,7 @@ def _make_problem(k: KSpace, coil_model: CoilModel, covariance: Tensor, noise_fr
     A, y = Fourier(maps, torch.from_numpy(k.mask)), coils.combine_coils(W, torch.from_numpy(k.samples))
     measures = coil_model.maps_from == ESPIRIT
     unexplained = measure_unexplained(k, y, maps, sigma) if measures else None
-    level = _signal_level(A, y)
+    level = find_signal_level(A, y)
     if not float(level.max()) > 0:
         raise Refused("k-space: no slice holds a signal that exceeds the noise")
     gain = coil_model.gain()
@@ -293,7 +341,7 @@ def _make_problem(k: KSpace, coil_model: CoilModel, covariance: Tensor, noise_fr
     )
 
 
-def _noise_covariance(k: KSpace) -> tuple[Tensor, str]:
+def estimate_noise(k: KSpace) -> tuple[Tensor, str]:
     """Return the covariance of the noise per real component, complex128 (coil, coil), and its source."""
     if k.noise is not None and _has_noise_covariance(k):
         return coils.noise_covariance(torch.from_numpy(k.noise)), PRESCAN
@@ -325,7 +373,7 @@ def _widest_block(k: KSpace) -> tuple[slice, slice] | None:
     return (block[0], block[1]) if part.size and part.all() else None
 
 
-def _signal_level(A: Fourier, y: Tensor) -> Tensor:
+def find_signal_level(A: Fourier, y: Tensor) -> Tensor:
     """Return the 99th percentile of |x| per slice of a regularised CG-SENSE image, at least a fifth of the largest."""
     x = classical.cg_sense(A, y, ridge=0.05, iterations=8)
     level = torch.quantile(magnitude(x).flatten(1), 0.99, dim=1)

@@ -28,11 +28,28 @@ class LesionOptions(BaseModel):
         ge=0,
         description="smallest FLAIR signal of a lesion's bright tenth, in sd above the median of its structure",
     )
+    lesion_growth_mm: float = Field(
+        default=3.0,
+        ge=0,
+        le=10,
+        description="how far a lesion grows over its rim on FLAIR in mm, in white matter; 0: not at all",
+    )
+    lesion_core: float = Field(
+        default=0.2,
+        ge=0,
+        le=1,
+        description="smallest mean probability of a lesion with a bright core deep in white matter; 1: no such rule",
+    )
     lesions_told: int = Field(default=40, ge=0, le=200, description="most lesions that the report lists one by one")
 
     @property
     def thresholds(self) -> Thresholds:
         decision = LesionCriteria(
-            self.lesion_probability, self.smallest_lesion_mm3, self.lesion_sure, self.lesion_flair
+            probability=self.lesion_probability,
+            smallest_mm3=self.smallest_lesion_mm3,
+            sure=self.lesion_sure,
+            flair=self.lesion_flair,
+            growth_mm=self.lesion_growth_mm,
+            sure_core=self.lesion_core,
         )
         return Thresholds(decision, max_listed=self.lesions_told)

@@ -161,6 +161,7 @@ def _make_lesion(
 ) -> Lesion:
     inside = labels[box] == n
     p = np.where(inside, e.lesion[box], -1)
+    core = (p > t.decision.probability) | (p == p.max())
     peak = [int(at) + s.start for at, s in zip(np.unravel_index(p.argmax(), p.shape), box, strict=True)]
     sd = float(e.sd[box][inside].mean())
     near = surrounding_dir(labels, n, box, e)
@@ -170,7 +171,7 @@ def _make_lesion(
     site = _add_side(_SITES[lesion.location], plane.find_side(points_mm) if plane else None)
     return Lesion(
         n, _PLACE_OF[lesion.location], site, lesion.volume_mm3, (peak[0], peak[1], peak[2]), _middle_mm(points_mm),
-        float(e.lesion[box][inside].mean()), sd, contrast, exceeds,
+        float(p[core].mean()), sd, contrast, exceeds,
     )  # fmt: skip
 
 

@@ -10,8 +10,9 @@ arbitrary: unit "1".
 Model: y = A x + e with A = P F S and white e; prior: the bundle ``mri_prior``, a denoiser of complex images whose
 99th percentile of magnitude is one. Thin slices without gaps can be coupled in the estimate. Samples start at the
 estimate and are drawn slice by slice, with the original prior; their spread is scaled by samples of k-space that were
-held out. Papers: ESPIRiT (Uecker 2014), DDS (Chung 2024), EDM
-(Karras 2022), AdaDiff (Güngör 2023, as corrected in ``model_zoo.adaptation``).
+held out. By the option ``coils``, several coils without calibration lines are reconstructed each by itself and
+combined by the root sum of squares (``pipelines.separate_coils``); such a result is held for a person. Papers: ESPIRiT
+(Uecker 2014), DDS (Chung 2024), EDM (Karras 2022), AdaDiff (Güngör 2023, as corrected in ``model_zoo.adaptation``).
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from pipelines.contract import (
     Input,
     KSpace,
     Measurement,
+    Note,
     ParametricMap,
     Pipeline,
     Progress,
@@ -45,7 +47,7 @@ from pipelines.contract import (
     Segmentation,
     Volume,
 )
-from pipelines.encoding import Problem, check_acquisition, prepare_acquisition
+from pipelines.encoding import Problem, check_acquisition, find_separate, prepare_acquisition
 from pipelines.inversion import (
     Options,
     adapt_prior,
@@ -55,7 +57,8 @@ from pipelines.inversion import (
     estimate_volume,
     is_volume,
 )
-from pipelines.spread import Spread, measure_spread
+from pipelines.separate_coils import combine_coil_images, prepare_separate_coils
+from pipelines.spread import SLICES, Spread, evaluations_held_out, measure_spread
 
 if TYPE_CHECKING:
     from model_zoo.adaptation import Adaptation
@@ -105,12 +108,12 @@ def run(case: Case, model: Model, options: Options, seed: int, progress: Progres
     images = [k for k in case.inputs.values() if isinstance(k, KSpace)]
     if not images:
         raise Refused("mri_reconstruction takes k-space, not an image")
-    check_acquisition(images)
+    check_acquisition(images, options.coils)
     progress(0.0, "coils")
     model = replace(model, bf16=options.bf16)
     findings: list[Finding] = []
     with torch.no_grad():
-        problems = prepare_acquisition(images, coil_loss=options.coil_loss)
+        problems = _prepare(images, options)
         for n, (k, problem) in enumerate(zip(images, problems, strict=True)):
             findings += _reconstruct_image(
                 k,
@@ -121,6 +124,34 @@ def run(case: Case, model: Model, options: Options, seed: int, progress: Progres
                 _scale_progress(progress, n, len(images)),
             )
     return [*findings, *_worst_fit(findings)]
+
+
+def _prepare(images: Sequence[KSpace], options: Options) -> list[Problem]:
+    """Return the problem of each image, with maps or, as the option ``coils`` says, without."""
+    separate = find_separate(images, options.coils)
+    with_maps = [k for k, without in zip(images, separate, strict=True) if not without]
+    prepared = iter(prepare_acquisition(with_maps, coil_loss=options.coil_loss) if with_maps else ())
+    problems = [
+        prepare_separate_coils(k, coil_loss=options.coil_loss) if without else next(prepared)
+        for k, without in zip(images, separate, strict=True)
+    ]
+    for k, problem in zip(images, problems, strict=True):
+        if problem.separate_coils > 1:
+            _check_effort(k, problem, options)
+    return problems
+
+
+def _check_effort(k: KSpace, problem: Problem, options: Options) -> None:
+    """Refuse what coils without maps cannot do, and what would take too long."""
+    if options.across_slices > 0 and is_volume(k):
+        raise Refused("k-space: slices cannot be coupled without coil maps: set across_slices = 0")
+    held_out = evaluations_held_out(options) * min(SLICES, problem.slice_count) / problem.slice_count
+    calls = problem.separate_coils * (count_evaluations(options) + (held_out if options.held_out > 0 else 0))
+    if calls > options.most_evaluations:
+        raise Refused(
+            f"k-space: {problem.separate_coils} coils without maps need {calls:.0f} evaluations of the denoiser per "
+            f"slice, above most_evaluations = {options.most_evaluations}: lower steps or samples, or raise it"
+        )
 
 
 def _scale_progress(progress: Progress, n: int, count: int) -> Progress:
@@ -145,24 +176,27 @@ def _reconstruct_image(
     if options.across_slices > 0 and is_volume(k):
         progress(0.05, _with_label("estimate across slices", k))
         volume = estimate_volume(problem.to(model.device), prior, options)
-    slices = []
-    for i in range(len(problem.y)):
-        progress(0.05 + 0.9 * i / len(problem.y), _with_label(f"slice {i + 1} of {len(problem.y)}", k))
-        one = problem.slices(i, i + 1).to(model.device)
+    slices, count = [], problem.slice_count
+    for i in range(count):
+        progress(0.05 + 0.9 * i / count, _with_label(f"slice {i + 1} of {count}", k))
+        one = problem.one_slice(i).to(model.device)
         x = estimate_slices(one, prior, options) if volume is None else volume[i : i + 1]
         slices.append(_reconstruct_slice(one, x, k, model, options, _derive_seed(seed, i)))
     progress(0.95, "findings")
     image = Volume(torch.stack([s.image for s in slices]).numpy(), k.grid)
     pooled = uncertainty.pool_sd(torch.stack([s.sd for s in slices]).numpy(), _encoded_pixel(k))
     sd = Volume(uncertainty.calibrate_sd(pooled, image.data, spread.factor), k.grid)
-    calls = problem.A.sets * count_evaluations(options) + (adaptation_calls + spread.evaluations) / len(slices)
+    calls = problem.images_per_slice * count_evaluations(options) + (adaptation_calls + spread.evaluations) / len(
+        slices
+    )
     fit = [*_measurements(k, problem, calls, [s.chi_square for s in slices]), *extra]
-    return [*_findings(k, image, sd, options), *(replace(m, group=k.label) for m in fit)]
+    notes = [_note_on_coils(k, problem)] if problem.separate_coils > 1 else []
+    return [*_findings(k, image, sd, options, problem), *(replace(m, group=k.label) for m in fit), *notes]
 
 
 def _reconstruct_slice(one: Problem, x: Tensor, k: KSpace, model: Model, options: Options, seed: int) -> _Slice:
     """Draw the samples of one slice and return its image, sd and chi-square; ``x`` is the estimate."""
-    chi_square = float(uncertainty.chi_square(one.A, x, one.y, one.sigma_y)[0])
+    chi_square = float(uncertainty.chi_square(one.A, x, one.y, one.sigma_y).mean())
     image = _to_delivered_grid(one, x, k)[0]
     _, sd = uncertainty.mean_and_sd(_sample_magnitudes(one, x, k, model, options, seed))
     return _Slice(image, sd, chi_square)
@@ -180,16 +214,18 @@ def _describe(k: KSpace, words: str) -> str:
 def _sample_magnitudes(
     one: Problem, x: Tensor, k: KSpace, model: Model, options: Options, seed: int
 ) -> Iterator[Tensor]:
-    seeds = [_derive_seed(seed, n) for n in range(options.samples)]
-    for start in range(0, options.samples, options.batch):
-        batch_seeds = seeds[start : start + options.batch]
-        repeated, estimate = one.repeat(len(batch_seeds)), x.repeat_interleave(len(batch_seeds), 0)
+    batch = max(options.batch // one.separate_coils, 1)
+    for start in range(0, options.samples, batch):
+        numbers = range(start, min(start + batch, options.samples))
+        batch_seeds = [_derive_seed(seed, options.samples * c + n) for c in range(one.separate_coils) for n in numbers]
+        repeated, estimate = one.repeat(len(numbers)), x.repeat_interleave(len(numbers), 0)
         yield from _to_delivered_grid(repeated, draw_samples(repeated, model, options, batch_seeds, estimate), k)
 
 
 def _to_delivered_grid(problem: Problem, x: Tensor, k: KSpace) -> Tensor:
     """Return the magnitude on the delivered grid in physical units, float32 (slice, j, i)."""
-    return magnitude(interpolate(problem.in_units(x).cpu(), k.encoded_fov_mm, k.grid))
+    images = interpolate(problem.in_units(x).cpu(), k.encoded_fov_mm, k.grid)
+    return magnitude(images) if problem.separate_coils == 1 else combine_coil_images(images, problem, x)
 
 
 def _derive_seed(seed: int, index: int) -> int:
@@ -207,8 +243,9 @@ def find_low_confidence(image: NDArray[np.float32], sd: NDArray[np.float32], thr
     return (inside & (sd > threshold * np.maximum(image, 0.25 * level))).astype(np.uint8)
 
 
-def _findings(k: KSpace, image: Volume, sd: Volume, options: Options) -> list[Finding]:
+def _findings(k: KSpace, image: Volume, sd: Volume, options: Options, problem: Problem) -> list[Finding]:
     name = _with_label("reconstruction", k)
+    words = "MR reconstruction" if problem.separate_coils == 1 else "MR without coil maps"
     segment = Segment(
         1, "Low confidence", SPATIAL, LOW_CONFIDENCE,
         f"Standard deviation above {options.low_confidence:g} of the signal",
@@ -216,7 +253,7 @@ def _findings(k: KSpace, image: Volume, sd: Volume, options: Options) -> list[Fi
     labels = find_low_confidence(image.data, sd.data, options.low_confidence)
     return [
         Image(
-            name, image, _describe(k, f"MR reconstruction with a diffusion prior ({options.solver})"),
+            name, image, _describe(k, f"{words} with a diffusion prior ({options.solver})"),
             k.slice_thickness_mm, modality="MR",
         ),
         ParametricMap(
@@ -245,10 +282,12 @@ def _measurements(k: KSpace, problem: Problem, calls: float, chi_square: list[fl
         ),
         Measurement("chi-square, worst slice", float(max(chi_square, key=lambda c: abs(np.log(max(c, 1e-9))))), "1"),
         Measurement("scale", float(problem.gain.abs().flatten(1).amax(dim=1).mean()), "1", "What the prior saw as one"),
-        Measurement("coils used", float(problem.y.shape[1]), "1", f"Maps: {_describe_maps(problem)}"),
+        Measurement(
+            "coils used", float(problem.separate_coils * problem.y.shape[1]), "1", f"Maps: {_describe_maps(problem)}"
+        ),
         Measurement(
             "coil compression loss", problem.coil_loss, "1",
-            "Largest share of the local energy of the coils' calibration images, beyond noise, that fewer coils lose",
+            "Largest share of the local energy of the coils' coarse images, beyond noise, that fewer coils lose",
         ),
     ]  # fmt: skip
     if problem.folded_share is not None:
@@ -258,6 +297,15 @@ def _measurements(k: KSpace, problem: Problem, calls: float, chi_square: list[fl
         meaning = "Largest share of the local energy of the coils' calibration images, beyond noise, outside the maps"
         measurements.append(Measurement("unexplained coil energy", problem.unexplained_share, "1", meaning))
     return measurements
+
+
+def _note_on_coils(k: KSpace, problem: Problem) -> Note:
+    why = "the acquisition has no calibration lines" if k.calibration is None else "the option coils asks for it"
+    text = (
+        f"each of {problem.separate_coils} coils was reconstructed by itself, because {why}. Errors are larger than "
+        "with coil maps, and a structure may be missing or invented"
+    )
+    return Note(_with_label("without coil maps", k), text, holds_result=True)
 
 
 def _describe_maps(problem: Problem) -> str:

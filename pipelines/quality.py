@@ -22,6 +22,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipelines.contract import Case, KSpace, Measurement, Refused, Volume
+from pipelines.measurement_meanings import find_meaning
 
 __all__ = [
     "FACTS",
@@ -191,14 +192,13 @@ def judge_result(
 
     ``hold_reasons``: reasons to hold the result that are known already.
     """
-    measured = {m.name: m.value for m in measurements if not m.group}
+    of_the_result = {m.name: m for m in measurements if not m.group}
 
-    def beyond(limit: Mapping[str, float], above: bool) -> list[str]:
-        relation = "above" if above else "below"
+    def beyond(limits: Mapping[str, float], above: bool) -> list[str]:
         return [
-            f"{name} is {value:.4g}, {relation} the limit of {limit[name]:g}"
-            for name, value in measured.items()
-            if name in limit and not (value <= limit[name] if above else value >= limit[name])
+            _describe_excess(m, limits[name], above)
+            for name, m in of_the_result.items()
+            if name in limits and not (m.value <= limits[name] if above else m.value >= limits[name])
         ]
 
     refuse = [*beyond(limits.refuse_above, True), *beyond(limits.refuse_below, False)]
@@ -206,6 +206,16 @@ def judge_result(
     if refuse:
         return Verdict(Outcome.REFUSE, (*refuse, *hold))
     return Verdict(Outcome.HOLD, tuple(hold)) if hold else Verdict()
+
+
+def _describe_excess(m: Measurement, limit: float, above: bool) -> str:
+    """Return value and limit with their unit, what the measurement means, and what to look at."""
+    meaning = find_meaning(m.name)
+    unit = (meaning.unit if meaning else "") or ("" if m.unit == "1" else m.unit.replace("{", "").replace("}", ""))
+    value, bound = (f"{number:{digits}} {unit}".rstrip() for number, digits in ((m.value, ".4g"), (limit, "g")))
+    words = f"{meaning.text}. Look at {meaning.look_at}" if meaning else m.description
+    excess = f"{m.name} is {value}, {'above' if above else 'below'} the limit of {bound}"
+    return f"{excess}: {words}" if words else excess
 
 
 def _collect_facts(case: Case, name: str, main: str, options: Any) -> dict[str, Any]:

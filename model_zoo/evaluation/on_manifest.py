@@ -17,6 +17,7 @@ from torch import nn
 
 from model_zoo.bundle import BundleFacts
 from model_zoo.evaluation import Table
+from model_zoo.scores import is_better
 from model_zoo.training.cohort import Cohort
 from model_zoo.training.recipe import Recipe, Source
 
@@ -24,17 +25,16 @@ __all__ = ["RowScores", "compare", "evaluate_rows", "find_recipe_name", "is_bett
 
 _PAIRS = {"standard-dose-pet-semi": "standard-dose-pet"}
 """Recipes whose rows are evaluated by another one, which needs every row to be a pair."""
-_HIGHER, _LOWER = ("dice", "psnr", "gain"), ("mae", "rmse", "bias")
-"""Words in the names of numbers of which more, or less, is better."""
 
 
 @dataclass(frozen=True)
 class RowScores:
-    """Numbers of one row of the table, by the model's name and the number's name."""
+    """Numbers of one row of the table, by the model's name and the number's name; none where ``fault`` says why."""
 
     line: int
     subject: str
     scores: Mapping[str, Mapping[str, float]]
+    fault: str = ""
 
 
 def find_recipe_name(facts: BundleFacts) -> str:
@@ -52,7 +52,10 @@ def evaluate_rows(
     networks: Mapping[str, nn.Module],
     progress: Callable[[float, str], None],
 ) -> list[RowScores]:
-    """Return the numbers of every network on each row of the split "test". Raises ValueError that names the row."""
+    """Return the numbers of every network on each row of the split "test"; a row that fails has its fault instead.
+
+    Raises ValueError where every row fails.
+    """
     rows = cohort.select_split("test").rows
     found = []
     for at, row in enumerate(rows):
@@ -61,13 +64,17 @@ def evaluate_rows(
         try:
             scores = {name: _validate(recipe, c, network, source) for name, network in networks.items()}
         except (KeyError, RuntimeError, ValueError) as error:
-            raise ValueError(f"line {row.line}, subject {row.subject}: {error}") from error
+            found.append(RowScores(row.line, row.subject, {name: {} for name in networks}, str(error)))
+            continue
         found.append(RowScores(row.line, row.subject, scores))
+    if found and all(row.fault for row in found):
+        raise ValueError(f"line {found[0].line}, subject {found[0].subject}: {found[0].fault}")
     return found
 
 
 def compare(rows: Sequence[RowScores], new: str, old: str = "") -> Table:
     """Return a table with a row per number: the mean of each model, and on how many rows the new one is better."""
+    rows = [row for row in rows if not row.fault]
     names = list(dict.fromkeys(name for row in rows for name in row.scores[new]))
     lines = []
     for name in names:
@@ -75,15 +82,6 @@ def compare(rows: Sequence[RowScores], new: str, old: str = "") -> Table:
         lines.append((*cells, _mean(rows, old, name), _count_better(rows, new, old, name)) if old else tuple(cells))
     heads = ("number", new, old, "better on") if old else ("number", new)
     return Table(f"Mean of {len(rows)} test rows", heads, tuple(lines))
-
-
-def is_better(name: str, new: float, old: float) -> bool | None:
-    """Return whether the new value is better; None where more is neither better nor worse, or both are equal."""
-    if new == old or not math.isfinite(new + old):
-        return None
-    if any(part in name for part in _HIGHER):
-        return new > old
-    return new < old if any(part in name for part in _LOWER) else None
 
 
 def _validate(recipe: Recipe[Any], c: Any, network: nn.Module, source: Source) -> dict[str, float]:

@@ -85,11 +85,11 @@ class _Conditions:
 class _Block(nn.Module):
     """Residual block x + conv(dropout(silu(condition(conv(silu(norm(x))))))); the second convolution starts at zero."""
 
-    def __init__(self, channels: int, embedding: int, maps: int, dropout: float, norm: str) -> None:
+    def __init__(self, channels: int, embedding: int, maps: int, dropout: float, norm: str, kernel: int = 3) -> None:
         super().__init__()
         self.norm = _norm(norm, channels)
-        self.conv1 = nn.Conv3d(channels, channels, 3, padding=1)
-        self.conv2 = nn.Conv3d(channels, channels, 3, padding=1)
+        self.conv1 = nn.Conv3d(channels, channels, kernel, padding=kernel // 2)
+        self.conv2 = nn.Conv3d(channels, channels, kernel, padding=kernel // 2)
         self.dropout = nn.Dropout3d(dropout) if dropout else nn.Identity()
         self.film = nn.Linear(embedding, 2 * channels) if embedding else None
         self.region = nn.Conv3d(maps, 2 * channels, 1) if maps else None
@@ -128,15 +128,20 @@ class _TokenAttention(nn.Module):
 
 
 class _Refinement(nn.Module):
-    """Last layers conv(silu(conv([h, x]))) on the full grid."""
+    """Last layers conv(silu(blocks(conv([h, x])))) on the full grid; the blocks see single voxels and the embedding."""
 
-    def __init__(self, in_channels: int, channels: int, out_channels: int) -> None:
+    def __init__(self, in_channels: int, channels: int, out_channels: int, embedding: int, blocks: int) -> None:
         super().__init__()
-        self.mix = nn.Conv3d(channels + in_channels, 2 * channels, 3, padding=1)
-        self.out = nn.Conv3d(2 * channels, out_channels, 3, padding=1)
+        width = 2 * channels
+        self.mix = nn.Conv3d(channels + in_channels, width, 3, padding=1)
+        self.blocks = nn.ModuleList(_Block(width, embedding, 0, 0.0, "soft", kernel=1) for _ in range(blocks))
+        self.out = nn.Conv3d(width, out_channels, 3, padding=1)
 
-    def forward(self, h: Tensor, x: Tensor) -> Tensor:
-        output: Tensor = self.out(functional.silu(self.mix(torch.cat([h, x.to(h.dtype)], dim=1))))
+    def forward(self, h: Tensor, x: Tensor, c: _Conditions) -> Tensor:
+        h = self.mix(torch.cat([h, x.to(h.dtype)], dim=1))
+        for block in self.blocks:
+            h = block(h, c)
+        output: Tensor = self.out(functional.silu(h))
         return output
 
 
@@ -146,6 +151,8 @@ class VolumeUNet(nn.Module):
     Sizes must be multiples of ``stride``. ``channels``: width of each level; ``blocks``: residual blocks per level on
     the way down and again on the way up; ``unshuffle``: 2 makes the first level work on half the grid (space to depth),
     and ``refine`` channels of it then meet the input on the full one, so that edges lie where the image has them.
+    ``refine_blocks``: blocks there of single voxels, by which the embedding says what the input means; a network of
+    several targets needs them.
     ``coarsen``: how many times coarser than the input's the output's grid is, at most ``unshuffle``. ``embedding``,
     ``tokens`` and ``maps``: sizes of the conditions, 0 for none. ``dropout``: rate in the two deepest levels. ``norm``:
     "voxel", "soft" or "group". ``coordinates``: the first level takes its position, from the centre of the volume, as
@@ -167,6 +174,7 @@ class VolumeUNet(nn.Module):
         norm: str = "voxel",
         coordinates: bool = False,
         refine: int = 0,
+        refine_blocks: int = 0,
         recompute: bool = False,
     ) -> None:
         super().__init__()
@@ -195,7 +203,7 @@ class VolumeUNet(nn.Module):
         self.attention = _TokenAttention(channels[-1], tokens) if tokens else None
         self.last_norm = _norm(norm, channels[0])
         self.last = nn.Conv3d(channels[0], self.reshuffle**3 * (refine or out_channels), 1)
-        self.refine = _Refinement(in_channels, refine, out_channels) if refine else None
+        self.refine = _Refinement(in_channels, refine, out_channels, embedding, refine_blocks) if refine else None
 
     def forward(
         self,
@@ -219,7 +227,7 @@ class VolumeUNet(nn.Module):
             skip, c = skips.pop()
             h = self._run(level, skip + depth_to_space(grow(h), 2), c)
         output = depth_to_space(self.last(functional.silu(self.last_norm(h))), self.reshuffle)
-        return output if self.refine is None else self.refine(output, x)
+        return output if self.refine is None else self.refine(output, x, _Conditions(embedding, None))
 
     def _middle(self, h: Tensor, c: _Conditions, tokens: Tensor | None) -> Tensor:
         half = len(self.middle) // 2

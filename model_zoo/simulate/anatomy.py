@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from model_zoo.data_kit import data_root
 from model_zoo.physics.tissues import TISSUES
+from model_zoo.simulate import brain_label_maps
 
 __all__ = ["TEST", "TRAIN", "VALIDATION", "read_label_map", "read_tissue_map"]
 
@@ -27,10 +28,14 @@ TRAIN = ("01", "02", "03", "04", "05", "06", "08", "11", "12", "15", "17", "19")
 def read_label_map(subject: str, root: Path | None = None) -> NDArray[np.int16]:
     """Return the FreeSurfer and extra-cerebral labels of one subject: int16 (k, j, i) at 1 mm, LPS.
 
+    The subjects of ``brain_label_maps`` are brains with a head of shells.
+
     ``root``: the data kit's folder, by default ``data_root()``. Raises FileNotFoundError where the map is not there.
     """
     import nibabel
 
+    if subject in brain_label_maps.SUBJECTS:
+        return brain_label_maps.read_brain_label_map(subject, root)
     path = (root or data_root()) / "anatomy" / "synthseg-label-maps" / f"training_seg_{subject}.nii.gz"
     canonical = nibabel.as_closest_canonical(nibabel.load(path))  # R, A, S
     labels = np.asarray(canonical.dataobj).astype(np.int16)

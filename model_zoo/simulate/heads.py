@@ -280,6 +280,8 @@ def _find_face(tissue: NDArray[np.uint8], structure: NDArray[np.uint8]) -> NDArr
     """
     names = list(TISSUES)
     eyes = np.nonzero(tissue == names.index("eye"))
+    if not len(eyes[0]):  # a head of shells has no face
+        return np.zeros(tissue.shape, np.bool_)
     k, j, _ = np.ogrid[: tissue.shape[0], : tissue.shape[1], : tissue.shape[2]]
     below = k <= int(eyes[0].max()) + 12
     before = j <= int(eyes[1].max()) + 4

@@ -27,7 +27,7 @@ from model_zoo.simulate.slices import (
     sample_plane,
 )
 
-__all__ = ["SimulatedScan", "simulate_scan"]
+__all__ = ["SimulatedScan", "compute_signal", "simulate_scan"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,8 @@ def simulate_scan(
     edge_mm: float = 0.5,
     noise_spread: float = 1.0,
     noise_correlation: float = 1.0,
+    tissue: torch.Tensor | None = None,
+    signal: torch.Tensor | None = None,
 ) -> SimulatedScan:
     """Scan axial slices of ``subject`` at heights ``z_mm`` above the middle of its label map.
 
@@ -71,12 +73,14 @@ def simulate_scan(
     pixels by which fat appears shifted along the readout a. Where either is used, the reference is the root sum of
     squares of the coil images without noise. ``edge_mm``: sd of the blur of the object's edges; sharp ones ring more.
     ``noise_spread``: the coils' noise sd is drawn log-uniformly between one and this factor. ``noise_correlation``
-    multiplies the correlation of neighbouring coils; above 1.6 the covariance may be singular.
+    multiplies the correlation of neighbouring coils; above 1.6 the covariance may be singular. ``tissue``: classes
+    (k, j, i) in place of the subject's; ``signal``: that of each class in place of the contrast's.
     """
     generator = torch.Generator().manual_seed(seed)
     rng = np.random.default_rng(seed)
-    signal = _compute_signal(contrast)
-    head = _Head(anatomy.read_tissue_map(subject), signal, thickness_mm, edge_mm, coils, int(rng.integers(2**31)))
+    signal = compute_signal(contrast) if signal is None else signal
+    tissue = anatomy.read_tissue_map(subject) if tissue is None else tissue
+    head = _Head(tissue, signal, thickness_mm, edge_mm, coils, int(rng.integers(2**31)))
     wide = (shape[0], folds * shape[1])
     slices = [head.receive(wide, pixel_mm, z, fat_shift, generator) for z in z_mm]
     reference, received = (torch.stack(parts) for parts in zip(*slices, strict=True))
@@ -149,7 +153,8 @@ def _shift(x: torch.Tensor, pixels: float) -> torch.Tensor:
     return centred_ifft(ramp[:, None] * centred_fft(x))
 
 
-def _compute_signal(contrast: str) -> torch.Tensor:
+def compute_signal(contrast: str) -> torch.Tensor:
+    """Return the magnitude of each class of tissue for "t1w", "t2w", "flair" or "pd"; real (classes,)."""
     p = mr.TissueParameters.table()
     signal = {
         "t1w": lambda: 10 * mr.mprage(p, 2300, 900, 0.157, 7.1, 176),

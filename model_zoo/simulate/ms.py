@@ -18,15 +18,28 @@ from model_zoo.physics.tissues import TISSUES
 from model_zoo.simulate import axes, patient_lesions
 from model_zoo.simulate.acquisition import uniform
 from model_zoo.simulate.contrasts import draw_sequence
+from model_zoo.simulate.flair_brightness import blur_rims, draw_bright_tissue
 from model_zoo.simulate.heads import Head
 from model_zoo.simulate.lesions import Lesions, draw_artefacts, draw_lesions, draw_lesions_from_mask, remove_lesions
 from model_zoo.simulate.volumes import Scan, draw_scan, draw_tissue_maps, render_signal, simulate_scan
 from model_zoo.structures import CORTEX, COUNT, number
 
-__all__ = ["Examination", "Images", "Patient", "draw_examination", "draw_patient", "render_images"]
+__all__ = [
+    "Examination",
+    "Images",
+    "Patient",
+    "draw_examination",
+    "draw_patient",
+    "make_examination_harder",
+    "make_patient_harder",
+    "render_images",
+]
 
 NAWM = (900 / 850, 75 / 70, 0.72 / 0.70)
 """T1, T2 and PD of the normal-appearing white matter of MS patients relative to healthy white matter."""
+
+TRANSFER_R1 = (1 / 850, 1 / 4300)
+"""R1 in 1/ms of tissue that the transfer of magnetisation lowers in full (white matter), and not at all (fluid)."""
 
 Box = tuple[slice, slice, slice]
 
@@ -47,7 +60,11 @@ class Patient:
 
 @dataclass(frozen=True)
 class Examination:
-    """Tissue values (classes, structures), the sequences and how they were acquired, and the DIR's unit."""
+    """Tissue values (classes, structures), the sequences and how they were acquired, and the DIR's unit.
+
+    ``transfer``: share of white matter's signal that FLAIR loses by magnetisation transfer, to which its many pulses
+    lead (Melki & Mulkern, Magn. Reson. Med. 24, 1992): cortex and lesions lose less and are brighter beside it.
+    """
 
     p: TissueParameters
     flair: Sequence
@@ -61,6 +78,7 @@ class Examination:
     texture_sd: float = 0.03
     blur_mm: float = 0.5
     shift_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    transfer: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -125,6 +143,42 @@ def draw_examination(generator: torch.Generator) -> Examination:
     )
 
 
+def make_patient_harder(patient: Patient, generator: torch.Generator) -> Patient:
+    """Return the patient with hazy rims and bright normal tissue on FLAIR (``flair_brightness``)."""
+    lesions = patient.lesions
+    if uniform(generator, 0, 1) >= 0.15:
+        lesions = blur_rims(lesions, patient.head, generator)
+    bright = draw_bright_tissue(patient.head, generator) * (lesions.extent < 0.02)
+    return replace(patient, lesions=lesions, artefact=patient.artefact + bright)
+
+
+def make_examination_harder(e: Examination, generator: torch.Generator, *, thick: float = 0.35) -> Examination:
+    """Return the examination with magnetisation transfer, noise and, in a share ``thick``, axial slices of 3 to 5 mm.
+
+    T1w has the slices of the FLAIR in half of these. White matter, to which the units refer, is darker by the transfer.
+    """
+    transfer = uniform(generator, 0.0, 0.35)
+    scan = replace(e.flair_scan, noise_sd=uniform(generator, 0.01, 0.08))
+    e = replace(e, transfer=transfer, flair_level=e.flair_level * (1 - transfer), flair_scan=scan)
+    if uniform(generator, 0, 1) >= thick:
+        return e
+    spacing_mm = uniform(generator, 3.0, 5.0), 1.0, 1.0
+    e = replace(e, flair_scan=replace(e.flair_scan, spacing_mm=spacing_mm))
+    if uniform(generator, 0, 1) < 0.5:
+        e = replace(e, t1w_scan=replace(e.t1w_scan, spacing_mm=spacing_mm))
+    return e
+
+
+def _transfer_magnetisation(p: TissueParameters, transfer: float) -> TissueParameters:
+    """Return the maps with the proton density that FLAIR sees.
+
+    A tissue loses by its macromolecules, to which R1 = 1 / T1 rises linearly.
+    """
+    white, fluid = TRANSFER_R1
+    share = ((1 / p.t1_ms.clamp(min=1.0) - fluid) / (white - fluid)).clamp(0, 1.2)
+    return replace(p, pd=p.pd * (1 - transfer * share))
+
+
 def render_images(patient: Patient, e: Examination, generator: torch.Generator) -> Images:
     """Render the examination ``e`` of ``patient`` on the patient's grid; only FLAIR carries the artefacts.
 
@@ -132,7 +186,8 @@ def render_images(patient: Patient, e: Examination, generator: torch.Generator) 
     """
     head = patient.head
     maps = patient.lesions.apply_to(draw_tissue_maps(head, e.p, generator, texture_sd=e.texture_sd))
-    flair, t1w, true = (render_signal(maps, s, head, blur_mm=e.blur_mm) for s in (e.flair, e.t1w, e.dir))
+    t1w, true = (render_signal(maps, s, head, blur_mm=e.blur_mm) for s in (e.t1w, e.dir))
+    flair = render_signal(_transfer_magnetisation(maps, e.transfer), e.flair, head, blur_mm=e.blur_mm)
     flair = flair / e.flair_level + patient.artefact.to(flair)
     t1w = _shift(t1w / e.t1w_level, tuple(mm / head.spacing_mm for mm in e.shift_mm))
     return Images(

@@ -17,6 +17,7 @@ RECIPES: dict[str, str] = {
     "standard-dose-pet": "model_zoo.training.standard_dose_pet",
     "standard-dose-pet-semi": "model_zoo.training.standard_dose_semi",
     "synthetic-dir": "model_zoo.training.synthetic_dir",
+    "translation": "model_zoo.training.translation",
 }
 """Module that holds each recipe as ``RECIPE``, by the recipe's name."""
 

@@ -143,7 +143,8 @@ def _draw_cohort_example(c: Configuration, cohort: Cohort, generator: torch.Gene
 def prepare(network: nn.Module, batch: dict[str, Tensor], c: Configuration) -> dict[str, Tensor]:
     """Return the second network's inputs in a box about the brain; while the first is trained, the batch unchanged.
 
-    ``prior``: the first network's probabilities; ``posterior``: the mixture's; ``structure``: the truth in the box.
+    ``prior``: the first network's probabilities; ``posterior``: the mixture's; ``structure``: the truth in the box;
+    ``box``: its first and last voxel along (k, j, i).
     """
     if float(batch["stage"]) < 1:
         return batch
@@ -155,7 +156,8 @@ def prepare(network: nn.Module, batch: dict[str, Tensor], c: Configuration) -> d
     image, structure = image[(slice(None), slice(None), *fine)], structure[(slice(None), *fine)]
     prior = functional.interpolate(p, image.shape[2:], mode="trilinear", align_corners=False)
     posterior = [mixture.compute_posterior(each, x[0], MIXTURE) for each, x in zip(prior, image, strict=True)]
-    return {"prior": p, "posterior": torch.stack(posterior), "structure": structure}
+    box = torch.tensor([(part.start, part.stop) for part in fine])
+    return {"prior": p, "posterior": torch.stack(posterior), "structure": structure, "box": box}
 
 
 def compute_loss(network: nn.Module, batch: dict[str, Tensor], c: Configuration) -> Tensor:
@@ -224,6 +226,13 @@ def score_structures(found: Tensor, truth: Tensor) -> dict[int, float]:
     return scores
 
 
+def place_in_box(labels: Tensor, box: Tensor, truth: Tensor) -> Tensor:
+    """Return the labels of a box on the grid of ``truth``, 0 outside: what the box leaves out counts as missed."""
+    found = torch.zeros_like(truth, dtype=labels.dtype)
+    found[tuple(slice(int(first), int(last)) for first, last in box)] = labels
+    return found
+
+
 def validate(network: nn.Module, c: Configuration, source: Source) -> dict[str, float]:
     """Return mean Dice over eight heads: on the first network's grid, of some structures, and after refinement."""
     generator = seeded(c.seed, 10**9)
@@ -235,7 +244,10 @@ def validate(network: nn.Module, c: Configuration, source: Source) -> dict[str, 
         found = network(image).argmax(1).cpu()
         scores.append(score_structures(found[0], compute_structure_shares(batch["structure"], c.coarsen).argmax(1)[0]))
         inputs = prepare(network, batch | {"image": image, "stage": torch.tensor(1.0)}, c)
-        refined.append(score_structures(_refined_logits(network, inputs).argmax(1).cpu()[0], inputs["structure"][0]))
+        labels = _refined_logits(network, inputs).argmax(1).cpu()[0]
+        refined.append(
+            score_structures(place_in_box(labels, inputs["box"], batch["structure"][0]), batch["structure"][0])
+        )
     metrics = {"dice": _mean(scores), "dice_again": _mean(refined)}
     for name in ("cerebral white matter", "frontal cortex", "hippocampus"):
         values = [s[number(name)] for s in scores if number(name) in s]

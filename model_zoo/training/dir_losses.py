@@ -11,7 +11,12 @@ from model_zoo.physics.mr import TissueParameters, double_inversion_recovery
 from model_zoo.simulate.lesions import Lesions
 from model_zoo.synthetic_dir import CLIP, Output
 
-__all__ = ["maps_losses", "segmentation_loss", "weigh_lesions", "weighted_mean"]
+__all__ = ["contrast_loss", "maps_losses", "segmentation_loss", "weigh_lesions", "weighted_mean"]
+
+
+NEAR_VOXELS = 5
+PAIRS = 4096
+LEAST_CONTRAST = 0.2
 
 
 def weigh_lesions(lesions: Lesions) -> Tensor:
@@ -48,3 +53,28 @@ def segmentation_loss(out: Output, batch: dict[str, Tensor]) -> Tensor:
     truth = batch["lesion"] * known
     dice_loss: Tensor = DiceLoss(batch=True, smooth_nr=1, smooth_dr=1)(p, truth)
     return weighted_mean(entropy, known) + dice_loss
+
+
+def contrast_loss(dir_: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    """Return how much of the true contrast of lesions with the tissue near them is missing, mean over random pairs.
+
+    A pair is a voxel of a lesion and one outside of all lesions, at most ``NEAR_VOXELS`` from one, of the same patch,
+    whose true DIR differs by ``LEAST_CONTRAST`` at least. Full contrast is 0, none is 1.
+    """
+    lesion = batch["lesion"]
+    near = lesion
+    for _ in range(NEAR_VOXELS):
+        near = functional.max_pool3d(near, 3, stride=1, padding=1)
+    about = (near > 0) & (lesion == 0) & (batch["weight"] > 0.5)
+    losses = [_pair_loss(*each) for each in zip(dir_, batch["dir"], lesion > 0, about, strict=True)]
+    return torch.stack(losses).mean()
+
+
+def _pair_loss(made: Tensor, true: Tensor, inside: Tensor, about: Tensor) -> Tensor:
+    if not bool(inside.any()) or not bool(about.any()):
+        return made.sum() * 0.0
+    at, outside = (torch.randint(int(m.sum()), (PAIRS,), device=made.device) for m in (inside, about))
+    contrast = true[inside][at] - true[about][outside]
+    missing = (1 - (made[inside][at] - made[about][outside]) / contrast.clamp(min=LEAST_CONTRAST)).clamp(min=0)
+    counts = (contrast >= LEAST_CONTRAST).to(made.dtype)
+    return (counts * missing).sum() / counts.sum().clamp(min=1.0)

@@ -22,11 +22,12 @@ from __future__ import annotations
 import csv
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from model_zoo.grid import Grid
+from model_zoo.splits import SPLITS, assign_split
 from model_zoo.training import images
 from model_zoo.training.cohort import Cohort, Row
 from model_zoo.training.images import SeriesReader
@@ -34,7 +35,6 @@ from model_zoo.training.recipe import Column, Source, Sources
 
 __all__ = ["SPLITS", "Cohort", "ManifestError", "Row", "assign_split", "make_sources", "read"]
 
-SPLITS = ("train", "validation", "test")
 OWN = ("subject", "split", "resample")
 YES, NO = ("yes", "true", "1"), ("", "no", "false", "0")
 
@@ -47,12 +47,6 @@ class ManifestError(ValueError):
         self.problems = tuple(problems)
 
 
-def assign_split(subject: str) -> str:
-    """Return the split of a subject that states none, by a hash of its name: the same on every machine."""
-    tenth = int(hashlib.sha256(subject.encode()).hexdigest(), 16) % 10
-    return {8: "validation", 9: "test"}.get(tenth, "train")
-
-
 def make_sources(cohort: Cohort) -> Sources:
     """Return training and validation rows as a recipe's sources; the rows of "test" are in neither."""
     train, validation = (Source((), cohort=cohort.select_split(split)) for split in SPLITS[:2])
@@ -60,11 +54,15 @@ def make_sources(cohort: Cohort) -> Sources:
 
 
 def read(
-    path: Path, columns: Sequence[Column], series: SeriesReader | None = None, splits: Sequence[str] = SPLITS[:2]
+    path: Path,
+    columns: Sequence[Column],
+    series: SeriesReader | None = None,
+    splits: Sequence[str] = SPLITS[:2],
+    check_row: Callable[[Row], str] | None = None,
 ) -> Cohort:
     """Return the rows of the table at ``path``, checked.
 
-    ``series`` reads folders with a DICOM series; ``splits``: those that need a row each.
+    ``series`` reads folders with a DICOM series; ``splits``: those that need a row each; ``check_row``: the recipe's.
     Raises ManifestError with every problem, FileNotFoundError for a table that does not exist.
     """
     content = path.read_bytes()
@@ -80,6 +78,8 @@ def read(
         line = _Line(table.line_num, problems)
         rows.append(_read_row(line, cells, columns, path.parent, series))
     rows = _fill_splits(rows, problems)
+    if check_row is not None:
+        problems += [f"line {row.line}: {fault}" for row in rows if (fault := check_row(row))]
     if not problems:
         problems += [
             f'no row is in the split "{each}": name splits in the column "split"'

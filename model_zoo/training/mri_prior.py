@@ -23,7 +23,7 @@ from model_zoo.training import recipe
 from model_zoo.training.cohort import Cohort
 from model_zoo.training.recipe import Column, Recipe, Source, seeded
 
-__all__ = ["CONFIGURATIONS", "RECIPE", "SIGMA_DATA", "Configuration", "draw_patches"]
+__all__ = ["CONFIGURATIONS", "RECIPE", "SIGMA_DATA", "Configuration", "draw_complex_slice", "draw_patches"]
 
 SIGMA_DATA = 0.27
 """Standard deviation of one component of the training slices (99th percentile of the magnitude at 1)."""
@@ -66,7 +66,7 @@ def draw_patches(count: int, c: Configuration, source: Source, generator: torch.
     """Draw ``count`` random patches (count, 2, patch, patch) from slices of the source, flipped and turned."""
     found: list[Tensor] = []
     while len(found) < count:
-        x = _draw_slice(source, generator)
+        x = draw_complex_slice(source, generator)
         short = [max(0, c.patch - n) for n in x.shape]
         x = torch.nn.functional.pad(x, (0, short[1], 0, short[0]))
         for _ in range(min(c.patches_per_slice, count - len(found))):
@@ -74,7 +74,7 @@ def draw_patches(count: int, c: Configuration, source: Source, generator: torch.
     return torch.stack(found)
 
 
-def _draw_slice(source: Source, generator: torch.Generator) -> Tensor:
+def draw_complex_slice(source: Source, generator: torch.Generator) -> Tensor:
     """Draw a complex slice (ny, nx), 99th percentile of the magnitude near 1."""
     if source.cohort is not None:
         return _draw_measured_slice(source.cohort, generator)

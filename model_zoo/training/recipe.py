@@ -20,7 +20,7 @@ from model_zoo.simulate import anatomy
 
 if TYPE_CHECKING:
     from model_zoo.simulate.heads import Head
-    from model_zoo.training.cohort import Cohort
+    from model_zoo.training.cohort import Cohort, Row
     from model_zoo.training.opponents import Opponent
 
 __all__ = ["Column", "Configuration", "Prepare", "Recipe", "Source", "Sources", "make_simulated_sources", "seeded"]
@@ -183,6 +183,9 @@ class Recipe(Generic[C]):
     ``calibrate(network, c, source)``: settings that are added to it, from the finished weights and the validation's
     source: called once, without gradients, when the bundle is written.
     ``opponent``: for recipes that may train against one; their configuration has its settings.
+    ``with_plan``: the recipe of a plan, for recipes whose columns and bundle follow from a file (``plan.toml``);
+    ``at_configuration``: the recipe of a configuration that states a plan.
+    ``check_row``: why no item can be made of a manifest's row, or "", for recipes whose rows may lack columns.
     ``facts``: task, intended_use, network_input, input_contract, units, trained_on, data_licence of ``metadata.json``.
     """
 
@@ -199,6 +202,9 @@ class Recipe(Generic[C]):
     opponent: Opponent[Any] | None = None
     calibrate: Callable[[nn.Module, C, Source], dict[str, Any]] | None = None
     columns: tuple[Column, ...] = ()
+    with_plan: Callable[[Path], Recipe[C]] | None = None
+    at_configuration: Callable[[C], Recipe[C]] | None = None
+    check_row: Callable[[Row], str] | None = None
 
 
 def seeded(*key: int, device: str | torch.device = "cpu") -> torch.Generator:

@@ -1,17 +1,18 @@
 """Recipe ``synthetic-dir``: double inversion recovery, lesions and tissue maps from FLAIR with or without T1w.
 
 Data: patches of whole simulated examinations of MS patients (``simulate.ms``), or of a user's registered FLAIR, T1w and
-DIR, prepared as the pipeline does: bias fields taken out, the first guess fitted to the whole brain. (A network trained
-with guesses fitted to its patches makes the better ones of whole brains worse.) T1w is dropped at random, so that one
-network serves both inputs. Loss (model specification 1.3, without its errors):
+DIR, prepared as the pipeline does; first guesses are fitted to the whole brain, since those of patches train worse. T1w
+is dropped at random, so that one network serves both inputs. Loss (model specification 1.3, without its errors):
 
     L = mean |T - G| + w_l sum(M |T - G|) / sum(M) + w_s (1 - SSIM) + w_b Laplace(T - G; b)
         + w_m mean |maps| + w_r mean |T - DIR(maps)| + w_seg (cross-entropy + 1 - Dice)
+        + w_c mean max(0, 1 - (G_in - G_near) / (T_in - T_near))
 
 M is the lesion mask, each lesion over the root of its volume, so that a small one is not lost beside a large one; its
 term is divided by its sum, so a patient's lesion load does not set its weight. b is learned on the detached residual:
-it describes the error and does not excuse it. The network gets the brightness of the tissues of the whole examination
-(``synthetic_dir.tissue_levels``): no patch alone shows the protocol.
+it describes the error and does not excuse it. The last term, off by default, is over pairs of a voxel of a lesion and
+one of the tissue within 5 mm that is darker on the true DIR. The brightness of the tissues of the whole examination
+(``synthetic_dir.tissue_levels``) is an input: no patch alone shows the protocol.
 
 With ``adversarial_weight`` a PatchGAN of inputs and DIR is the opponent (algorithm 9.1). It is off by default: it
 rewards lesions and folds that look right and are not there.
@@ -46,10 +47,12 @@ from model_zoo.synthetic_dir import (
     scale,
     stack_inputs,
     tissue_levels,
+    undo_transfer,
     white_matter_level,
 )
+from model_zoo.training.brain_box import find_box_with_margin
 from model_zoo.training.cohort import Cohort
-from model_zoo.training.dir_losses import maps_losses, segmentation_loss, weigh_lesions, weighted_mean
+from model_zoo.training.dir_losses import contrast_loss, maps_losses, segmentation_loss, weigh_lesions, weighted_mean
 from model_zoo.training.labels import displace_labels
 from model_zoo.training.opponents import AdversarialConfiguration, Judged, Opponent, Pair, make_judge
 from model_zoo.training.recipe import Column, Recipe, Source, seeded
@@ -67,7 +70,8 @@ class Configuration(AdversarialConfiguration):
     """``patch``: voxels of a side at 1 mm; ``examinations``: how many are in use at once, one of which is replaced by a
     new one every ``renew`` steps (a set that stays is learned by heart: with 40, new lesions were found best after
     500 steps); ``per_patient``: how many examinations a simulated patient has; ``margin``: voxels kept about the brain;
-    ``without_t1w``: share of patches that see FLAIR only; weights as in the loss."""
+    ``without_t1w``: share of patches that see FLAIR only; ``hard``: share of examinations by
+    ``ms.make_patient_harder`` and ``ms.make_examination_harder``; weights as in the loss."""
 
     channels: tuple[int, ...]
     patch: int
@@ -87,6 +91,8 @@ class Configuration(AdversarialConfiguration):
     maps_weight: float = 0.5
     render_weight: float = 0.2
     segment_weight: float = 0.2
+    contrast_weight: float = 0.0
+    hard: float = 0.0
 
 
 CONFIGURATIONS = {
@@ -146,20 +152,9 @@ def _make_patient(source: Source, c: Configuration, which: int) -> ms.Patient:
     head = source.draw_head(generator, shape=c.head_shape, spacing_mm=SPACING_MM)
     patient = ms.draw_patient(head, generator, masks=0.0 if source.phantom else 0.3, root=source.root)
     lesions = replace(patient.lesions, extent=patient.lesions.extent.half())
-    return ms.Patient(patient.head, lesions, patient.artefact.half()).crop(_brain_box(patient, c))
-
-
-def _brain_box(patient: ms.Patient, c: Configuration) -> tuple[slice, slice, slice]:
-    """Return the brain's box with a margin on each side, at least as large as a patch."""
-    box = []
-    for axis, n in enumerate(patient.head.structure.shape):
-        others = tuple(a for a in range(3) if a != axis)
-        inside = torch.nonzero((patient.head.structure > 0).any(dim=others[1]).any(dim=others[0]))
-        first, last = int(inside.min()) - c.margin, int(inside.max()) + c.margin + 1
-        first = max(0, min(first, (first + last - c.patch) // 2))
-        box.append(slice(first, min(n, max(last, first + c.patch))))
-    k, j, i = box
-    return k, j, i
+    return ms.Patient(patient.head, lesions, patient.artefact.half()).crop(
+        find_box_with_margin(patient.head.structure, c.margin, (c.patch,) * 3)
+    )
 
 
 @lru_cache(maxsize=40)
@@ -170,26 +165,27 @@ def _make_examination(source: Source, c: Configuration, which: int) -> _Prepared
     lesions = replace(patient.lesions, extent=patient.lesions.extent.float()).redraw_severities(generator)
     patient = replace(patient, lesions=lesions, artefact=patient.artefact.float())
     e = ms.draw_examination(generator)
+    if c.hard and uniform(generator, 0, 1) < c.hard:
+        patient, e = ms.make_patient_harder(patient, generator), ms.make_examination_harder(e, generator)
     images = ms.render_images(patient, e, generator)
     truth = {
         "dir": images.dir.clamp(0, CLIP),
         "maps": log_maps(images.maps),
-        "lesion": lesions.mask,
-        "emphasis": weigh_lesions(lesions),
+        "lesion": patient.lesions.mask,
+        "emphasis": weigh_lesions(patient.lesions),
         "brain": patient.head.structure > 0,
     }
     # off by tenths of a voxel to two voxels: no segmentation is exact
     structure = displace_labels(patient.head.structure, uniform(generator, 0.0, 1.2), WARP_CELLS, generator)
     volumes = _prepare(images.flair, images.t1w, structure) | truth
-    d = e.dir
-    protocol = torch.tensor([d.tr_ms, d.ti1_ms, d.ti2_ms, d.te_ms, e.unit])
-    special = (lesions.extent > 0.5) | (patient.artefact > 0.1)
+    protocol = torch.tensor([e.dir.tr_ms, e.dir.ti1_ms, e.dir.ti2_ms, e.dir.te_ms, e.unit])
+    special = patient.lesions.mask | (patient.artefact > 0.1)
     return _PreparedExamination({name: x.half() for name, x in volumes.items()}, special, protocol)
 
 
 def _prepare(flair: Tensor, t1w: Tensor | None, structure: Tensor) -> dict[str, Tensor]:
     """Prepare a whole examination as the pipeline does, with the guess from FLAIR alone in addition."""
-    flair = prepare(flair, structure, SPACING_MM)
+    flair = undo_transfer(prepare(flair, structure, SPACING_MM), structure)
     volumes = {"flair": flair, "guess_alone": compute_first_guess(flair, None, structure)}
     volumes["levels_alone"] = tissue_levels(flair, None, structure)
     if t1w is not None:
@@ -305,6 +301,8 @@ def _compute_judged_loss(network: nn.Module, batch: dict[str, Tensor], c: Config
     maps_error, rendered_error = maps_losses(out, batch)
     total = total + c.maps_weight * maps_error + c.render_weight * rendered_error
     total = total + c.segment_weight * segmentation_loss(out, batch)
+    if c.contrast_weight:
+        total = total + c.contrast_weight * contrast_loss(out.dir, batch)
     made, true = (torch.cat([batch["input"], dir_], dim=1) for dir_ in (out.dir, target))
     return total, {"dir": Pair(made, true)}
 

@@ -1,0 +1,1 @@
+"""Translation of series: a plan names them, one network makes any target from any part of the sources."""
