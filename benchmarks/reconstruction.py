@@ -7,6 +7,8 @@ calibration kept). The reference is the noisy fully sampled image, which favours
 Simulated: 8 coils and known noise on label maps that the prior never saw; the reference has no noise.
 Faults: simulated coils with unequal and correlated noise and no pre-scan, 4 to 32 of them, matrices of 96 to 320, fat
 shift, sharp edges that ring, and heads larger than the field of view (``--case`` selects).
+Patterns: four patterns of sampling at R 2 to 8, 8 coils, known noise.
+The unrolled network is measured where it was trained (``python -m benchmarks.unrolled train``).
 Metrics on magnitudes: PSNR and SSIM (window 7) with data_range the maximum of the reference volume, and NMSE, per
 volume, then averaged. Weights of the baselines are tuned on the test set itself, which favours the baselines.
 Every number is kept in a JSON file as it comes, so a run that was stopped goes on where it was.
@@ -28,8 +30,17 @@ from scipy.stats import spearmanr
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
+from benchmarks import unrolled
 from benchmarks.reconstruction_peers import reconstruct_by_bart, reconstruct_by_sigpy
-from benchmarks.reconstruction_scans import FAULTS, PATIENTS, Scan, fault_scans, real_scans, simulated_scans
+from benchmarks.reconstruction_scans import (
+    FAULTS,
+    PATIENTS,
+    Scan,
+    fault_scans,
+    pattern_scans,
+    real_scans,
+    simulated_scans,
+)
 from model_zoo import classical, masks, registry, uncertainty
 from model_zoo.bundle import Model
 from model_zoo.data_kit import data_root
@@ -46,6 +57,7 @@ HEADER = (
 """ρ: Spearman correlation of sd with absolute error, in the object, where the coil maps are, and over the
 whole field of view. < 2 sd: per cent of the object's voxels with an error below two sd."""
 SOLVERS = ("dds", "dps", "score_mri", "ald")
+UNROLLED = "unrolled network"
 STEPS = {"dps": 100, "score_mri": 100, "ald": 60}
 
 
@@ -93,7 +105,14 @@ def methods(model: Model, names: list[str], options: inversion.Options) -> dict[
         one = options.model_copy(update={"solver": solver, "steps": STEPS.get(solver, options.steps)})
         found[f"{solver}: one sample"] = lambda p, o=one: estimate_by_samples(p, model, o, 1)  # type: ignore[misc]
         found[f"{solver}: mean of {options.samples}"] = lambda p, o=one: estimate_by_samples(p, model, o, o.samples)  # type: ignore[misc]
+    if names or unrolled.is_trained():
+        found[UNROLLED] = estimate_unrolled
     return {n: m for n, m in found.items() if not names or any(n.startswith(prefix) for prefix in names)}
+
+
+def estimate_unrolled(p: Problem) -> Answer:
+    network = unrolled.load()
+    return Answer(unrolled.reconstruct(p, network), len(network.log_errors))
 
 
 def estimate_by_samples(p: Problem, model: Model, options: inversion.Options, count: int) -> Answer:
@@ -150,6 +169,7 @@ def judge(scan: Scan, p: Problem, answer: Answer, seconds: float) -> dict[str, f
         supported = magnitude(p.A.support).numpy() > 0
         result["spearman_support"] = float(spearmanr(sd[supported], error[supported]).statistic)
         result["spearman_all"] = float(spearmanr(sd.ravel(), error.ravel()).statistic)
+        result["sd"], result["error"] = (100 / top * float(each[inside].mean()) for each in (sd, error))
         result["sd_over_error"] = float(np.sqrt((sd[inside] ** 2).mean() / (error[inside] ** 2).mean()))
         result["inside_2_sd"] = 100 * float((error <= 2 * sd)[inside].mean())
     return result
@@ -182,6 +202,16 @@ def table(done: dict[str, Any]) -> str:
         lines += [HEADER, "| --- " * 13 + "|"]
         lines += [_row(name, values) for name, values in _best(rows).items()]
     return "\n".join(lines) + "\n"
+
+
+def trend_table(done: dict[str, Any]) -> str:
+    """Return Markdown: mean sd and mean error in the object, per cent of the reference's maximum, by set and R."""
+    lines = ["", "| set, R | method | mean sd % | mean error % |", "| --- | --- | ---: | ---: |"]
+    for key, value in sorted(done.items()):
+        if "sd" in value:
+            set_name, name, R, method = key.split("/", 3)
+            lines.append(f"| {set_name}, {name}, {R} | {method} | {value['sd']:.2f} | {value['error']:.2f} |")
+    return "\n".join(lines) + "\n" if len(lines) > 3 else ""
 
 
 def _best(rows: dict[str, Any]) -> dict[str, list[Any]]:
@@ -223,7 +253,7 @@ def _row(name: str, values: list[Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--set", action="append", choices=("real", "simulated", "faults"), dest="sets")
+    parser.add_argument("--set", action="append", choices=("real", "simulated", "faults", "patterns"), dest="sets")
     parser.add_argument(
         "--method", action="append", default=[], help="beginning of a method's name; all when not given"
     )
@@ -239,6 +269,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     every = methods(registry.load(arguments.model, bf16=not arguments.float32), arguments.method, inversion.Options())
+    if UNROLLED in every and not unrolled.is_trained():
+        parser.error("no unrolled network: train it by 'python -m benchmarks.unrolled train'")
     done: dict[str, Any] = {}
     for which in arguments.sets or ("real", "simulated"):
         if which == "real":
@@ -247,11 +279,14 @@ def main() -> None:
         elif which == "faults":
             subjects, cases = arguments.subject or list(anatomy.TEST), arguments.case or list(FAULTS)
             scans = fault_scans(subjects, min(arguments.slices, 4), cases)
+        elif which == "patterns":
+            subjects, R = arguments.subject or list(anatomy.TEST), arguments.acceleration or [2.0, 4.0, 6.0, 8.0]
+            scans = pattern_scans(subjects, min(arguments.slices, 4), R)
         else:
             R = arguments.acceleration or [4.0, 8.0]
             scans = simulated_scans(arguments.subject or list(anatomy.TEST), min(arguments.slices, 4), R)
         done = measure(scans, every, arguments.store)
-    written = table(done)
+    written = table(done) + trend_table(done)
     print(written)
     if arguments.table:
         arguments.table.write_text(written)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,10 @@ from model_zoo.operators import centred_ifft
 from model_zoo.simulate.kspace import simulate_scan
 from pipelines.contract import Grid, KSpace
 
-__all__ = ["FAULTS", "PATIENTS", "Scan", "fault_scans", "real_scans", "simulated_scans", "undersample"]
+__all__ = [
+    "FAULTS", "PATIENTS", "PATTERNS", "Scan", "fault_scans", "pattern_scans", "real_scans", "simulated_scans",
+    "undersample",
+]  # fmt: skip
 
 PATIENTS = ("6A", "6B", "7A", "S6A")
 SEQUENCES = ("GRE", "FSE", "FLAIR")
@@ -54,6 +57,15 @@ FAULTS = {
     "16 coils, 192, folded, lines": Fault(16, 192, 2.5, "t2w", lines=True, width=0.5, folds=2),
     "32 coils, 320, lines": Fault(32, 320, 4.0, "t2w", lines=True),
 }
+
+Draw = Callable[[tuple[int, int], float, int, np.random.Generator], NDArray[np.bool_]]
+PATTERNS: dict[str, tuple[Draw, bool]] = {
+    "1D Gaussian": (masks.gaussian_1d, True),
+    "1D equispaced": (masks.uniform_1d, True),
+    "2D Gaussian": (masks.gaussian_2d, False),
+    "2D Poisson": (masks.poisson_2d, False),
+}
+"""Mask of a pattern of sampling, and whether it samples whole lines."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +121,17 @@ def fault_scans(subjects: list[str], slices: int, cases: list[str]) -> Iterator[
             yield Scan(name, subject, f.R, k, np.abs(scan.reference), noise_known=False)
 
 
+def pattern_scans(subjects: list[str], slices: int, accelerations: list[float]) -> Iterator[Scan]:
+    """Yield T2w scans of 8 coils with a noise pre-scan under each of PATTERNS; 16 calibration lines, or 24 x 24."""
+    for subject in subjects:
+        scan = simulate_scan(subject, z_mm=HEIGHTS_MM[:slices], contrast="t2w", seed=18)
+        for name, (draw, lines) in PATTERNS.items():
+            for R in accelerations:
+                calibration = 16 if lines else 24
+                k = undersample(scan.samples, R, calibration, scan.noise, 40 + int(R), lines=lines, draw=draw)
+                yield Scan(name, subject, R, k, np.abs(scan.reference), noise_known=True)
+
+
 def undersample(
     full: NDArray[np.complex64],
     R: float,
@@ -117,11 +140,12 @@ def undersample(
     seed: int,
     *,
     lines: bool,
+    draw: Draw | None = None,
 ) -> KSpace:
-    """Undersample 1D with variable density, or 2D Poisson where R is too large for lines that keep the calibration."""
+    """Undersample by ``draw``; None: lines of variable density, or 2D Poisson where R is too large for such lines."""
     slices, _, na, nb = full.shape
     rng = np.random.default_rng(seed)
-    draw = masks.gaussian_1d if lines else masks.poisson_2d
+    draw = draw or (masks.gaussian_1d if lines else masks.poisson_2d)
     mask = np.broadcast_to(draw((na, nb), R, calibration, rng), (slices, na, nb)).copy()
     b0 = nb // 2 - calibration // 2
     a0 = 0 if lines else na // 2 - calibration // 2

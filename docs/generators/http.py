@@ -18,6 +18,7 @@ __all__ = ["GROUPS", "list_operations", "make_page"]
 GROUPS = (
     ("/api", "API", "JSON, the same as the commands print with `--json`. Read-only."),
     ("/review/dicom-web", "DICOMweb with held results", "Read-only, for the viewer of the hold queue."),
+    ("/viewer/dicom-web", "DICOMweb of the viewer", "Read-only, with windows from the pixels where a header has none."),
     ("/dicom-web", "DICOMweb", "QIDO-RS, WADO-RS and STOW-RS; details in section 3.6 of {doc}`conformance`."),
     ("/healthz", "Health", "Without a token: whether the process runs."),
     ("/readyz", "Readiness", "Without a token: 200 when the node can work; otherwise 503 and what is missing."),
