@@ -108,6 +108,12 @@ def supported_keywords(level: Level) -> frozenset[str]:
     return frozenset(keyword for each in levels for keyword in each)
 
 
+def find_unmatched(keys: Mapping[str, str]) -> list[str]:
+    """Return the supported keywords with a value that no search matches, such as the numbers of related instances."""
+    kinds = {**keywords.PATIENT, **keywords.KINDS}
+    return [keyword for keyword, value in keys.items() if value and kinds[keyword] is keywords.Kind.RETURNED]
+
+
 def search(session: Session, query: Query) -> list[Match]:
     """Return one page of matches. Raises BadValue."""
     return list(scan(session, query))

@@ -17,8 +17,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 
 from db import audit
-from db.models import Delivery, Event, Job, Notification, Retrieval, Study
-from db.states import DeliveryState, JobState, NotificationState, RetrievalState, StudyState
+from db.models import CommitmentRequest, Delivery, Event, Job, Notification, Proof, Retrieval, Study
+from db.states import DeliveryState, JobState, NotificationState, ProofState, ReportState, RetrievalState, StudyState
 
 __all__ = ["ClockWatch", "grant_leases", "measure_time_lost", "shift_open_rows"]
 
@@ -31,6 +31,7 @@ _LEASED: tuple[tuple[Any, Any], ...] = (
     (Job, JobState.RUNNING),
     (Delivery, DeliveryState.SENDING),
     (Notification, NotificationState.SENDING),
+    (CommitmentRequest, ReportState.SENDING),
 )
 _AGE = "created_at"
 _OPEN: tuple[tuple[Any, tuple[Any, ...], tuple[str, ...]], ...] = (
@@ -38,6 +39,8 @@ _OPEN: tuple[tuple[Any, tuple[Any, ...], tuple[str, ...]], ...] = (
     (Job, (JobState.READY,), ("not_before",)),
     (Delivery, (DeliveryState.WAITING,), ("not_before", _AGE)),
     (Notification, (NotificationState.WAITING,), ("not_before", _AGE)),
+    (CommitmentRequest, (ReportState.WAITING,), ("not_before", _AGE)),
+    (Proof, (ProofState.SENT,), ("not_before", "begun_at")),
     (Retrieval, (RetrievalState.WANTED, RetrievalState.FETCHING), ("not_before", "created_at", "found_at")),
 )
 
@@ -93,8 +96,8 @@ def grant_leases(session: Session, *, lease_s: float, now: datetime) -> None:
 
 
 def _makes_older(table: Any, column: str, jump: timedelta) -> bool:
-    """Return whether the shift would let a delivery or notification be given up early once the clock is right again."""
-    return table in (Delivery, Notification) and column == _AGE and jump < timedelta(0)
+    """Return whether the shift would let a message be given up early once the clock is right again."""
+    return table in (Delivery, Notification, CommitmentRequest) and column == _AGE and jump < timedelta(0)
 
 
 def shift_open_rows(session: Session, jump: timedelta, *, now: datetime) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy import func, select
-from sqlalchemy.orm import Session, selectinload
+from sqlalchemy.orm import Session, joinedload, selectinload
 
 from db.models import Delivery, Instance, Job, JobInput, Output, Series, Study
-from db.states import DeliveryState, JobState
+from db.states import DeliveryState, JobState, ProofState
 
 __all__ = [
     "DeliverySummary",
@@ -58,7 +59,7 @@ class ResultSeries:
 
 @dataclass(frozen=True)
 class DeliverySummary:
-    """Deliveries of a job to one destination: their number by state, and the last failure."""
+    """Deliveries of a job to one destination: their number by state and by proof, and the last failure of each."""
 
     job_id: int
     destination: str
@@ -67,6 +68,8 @@ class DeliverySummary:
     attempts: int
     next_at: datetime | None
     delivered_at: datetime | None
+    proofs: dict[ProofState, int]
+    proof_reason: str
 
 
 def list_received_series(session: Session, study_id: int, *, limit: int) -> list[ReceivedSeries]:
@@ -174,6 +177,7 @@ def find_middle_files(session: Session, study_id: int, series_uid: str = "", *, 
 def summarize_deliveries(session: Session, job_ids: Sequence[int]) -> dict[int, list[DeliverySummary]]:
     """Return by job a summary of its deliveries to each destination."""
     query = select(Output.job_id, Delivery).join(Delivery, Delivery.output_id == Output.id)
+    query = query.options(joinedload(Delivery.proof))
     rows: dict[tuple[int, str], list[Delivery]] = {}
     for job_id, delivery in session.execute(query.where(Output.job_id.in_(job_ids)).order_by(Delivery.id)):
         rows.setdefault((job_id, delivery.destination), []).append(delivery)
@@ -192,8 +196,13 @@ def _summarize(job_id: int, destination: str, rows: Sequence[Delivery]) -> Deliv
     delivered = [row.delivered_at for row in rows if row.delivered_at is not None]
     reason = next((row.reason for row in reversed(open_rows) if row.reason), "")
     attempts = max((row.attempts for row in rows), default=0)
+    found = [row.proof for row in rows if row.proof is not None and row.state is DeliveryState.DELIVERED]
+    owed = [proof for proof in found if proof.is_owed]
+    proofs = Counter(proof.state for proof in found if proof.is_owed or proof.proven_at is not None)
+    unproven = next((proof.reason for proof in owed if proof.reason), "")
     return DeliverySummary(
-        job_id, destination, states, reason, attempts, min(waiting, default=None), max(delivered, default=None)
+        job_id, destination, states, reason, attempts, min(waiting, default=None), max(delivered, default=None),
+        dict(proofs), unproven,
     )  # fmt: skip
 
 

@@ -56,13 +56,15 @@ def claim_due(
     return [_as_claimed(row) for row in rows]
 
 
-def mark_delivered(session: Session, delivery_id: int, *, worker: str, now: datetime) -> None:
-    """Record that the destination has the object, unless another worker holds the delivery now."""
+def mark_delivered(session: Session, delivery_id: int, *, worker: str, now: datetime) -> bool:
+    """Record that the destination has the object; return False where another worker holds the delivery now."""
     row = _find_held(session, delivery_id, worker)
-    if row is not None:
-        audit.transition(session, row, DeliveryState.DELIVERED, reason=f"at {row.destination}", now=now)
-        row.delivered_at, row.leased_until, row.reason = now, None, ""
-        notifications.notify_delivered(session, row.output.job_id, now=now)
+    if row is None:
+        return False
+    audit.transition(session, row, DeliveryState.DELIVERED, reason=f"at {row.destination}", now=now)
+    row.delivered_at, row.leased_until, row.reason = now, None, ""
+    notifications.notify_delivered(session, row.output.job_id, now=now)
+    return True
 
 
 def mark_failed(

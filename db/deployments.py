@@ -25,6 +25,7 @@ __all__ = [
     "Choice",
     "Version",
     "choose",
+    "choose_current",
     "deploy",
     "end_shadow",
     "find_current_by_bundle",
@@ -109,6 +110,12 @@ def choose(session: Session, pipeline: str, study_uid: str) -> Choice | None:
     return Choice(used, compared if compared != used else None)
 
 
+def choose_current(session: Session, pipeline: str) -> Choice | None:
+    """Return the current version alone, without share and shadow; None where no version is deployed as current."""
+    current = find_in_force(session, pipeline).get(DeploymentMode.CURRENT)
+    return Choice(_version(current), None) if current is not None else None
+
+
 def find_reference(session: Session, job: Job) -> Version | None:
     """Return the current version, with which the result of a job of a share is compared; None for other jobs.
 
@@ -185,7 +192,7 @@ def rollback(
         raise InvalidTransition(f"no version is deployed for {pipeline}: nothing to go back to")
     shadows = [row for row in rows.values() if row.mode is DeploymentMode.SHADOW]
     to = current if share is not None else _redeploy_previous(session, withdrawn, who, why, now)
-    _end(session, [withdrawn, *shadows], f"rolled back by {who}", now)
+    _end(session, [withdrawn, *shadows], f"rolled back by {who}{f': {why}' if why else ''}", now)
     if to is not None and to is not current:
         _start(session, to, now)
     _reassign(session, withdrawn, default if to is None else _version(to), shadows, now)

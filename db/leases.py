@@ -1,7 +1,8 @@
 """Leases on rows: a worker holds a row until a moment, and loses it unless it renews or ends the work before.
 
-Jobs, deliveries and notifications are leased (``base.Leased``). Deliveries and notifications are outboxes besides:
-rows written with the change that caused them, which wait, are sent under a lease, and wait again after a failure.
+Jobs, deliveries, notifications and reports on commitments are leased (``base.Leased``). All but jobs are outboxes
+besides: rows written with the change that caused them, which wait, are sent under a lease, and wait again after a
+failure.
 Retrievals have no lease: ``serve`` alone runs them, one after the other, and continues them after a restart.
 """
 
@@ -17,12 +18,12 @@ from sqlalchemy import Select, func, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from db import audit
-from db.models import Delivery, Job, Notification
+from db.models import CommitmentRequest, Delivery, Job, Notification
 
 __all__ = ["Outbox", "find_held", "give_back", "grant", "lock_lapsed", "postpone"]
 
-Row = TypeVar("Row", Job, Delivery, Notification)
-Message = TypeVar("Message", Delivery, Notification)
+Row = TypeVar("Row", Job, Delivery, Notification, CommitmentRequest)
+Message = TypeVar("Message", Delivery, Notification, CommitmentRequest)
 
 _SENDER_STOPPED = "its sender stopped"
 

@@ -24,7 +24,8 @@ _MOST = {Kind.UID: 10_000, Kind.CODE: 100}
 _MOST_WORDS = 20
 _MOST_ASTERISKS = 6
 """Largest number of asterisks: a database tries every position of each."""
-_LAST_TIME = "235959999999"
+_LAST_TIME = "235959" + "9" * 16
+"""The last time as text, with as many digits as ``_clock`` gives to a time with all six of its fraction."""
 
 
 class BadValue(ValueError):

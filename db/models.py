@@ -10,10 +10,16 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import JSON, ForeignKey, Index, String, UniqueConstraint, text
+from sqlalchemy.ext.hybrid import hybrid_property
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from db.base import BIG, Base, Digest, Leased, Moment, OptionalText, Pk, Uid
+from db.commitment_requests import CommitmentRequest
+from db.events import Chain, Event
+from db.learning_run import LearningRun
+from db.proof_rows import Proof
 from db.states import (
+    TRIAL_PREFIX,
     DeliveryState,
     DeploymentMode,
     JobState,
@@ -28,15 +34,18 @@ from db.states import (
 __all__ = [
     "Base",
     "Chain",
+    "CommitmentRequest",
     "Delivery",
     "Deployment",
     "Event",
     "Instance",
     "Job",
     "JobInput",
+    "LearningRun",
     "Moment",
     "Notification",
     "Output",
+    "Proof",
     "Quarantine",
     "Reading",
     "Retrieval",
@@ -110,6 +119,7 @@ class Series(Base):
 class Instance(Base):
     """Acknowledged SOP instance and its file in the spool.
 
+    ``committed_at``: when the node last committed it to a requester, which may have deleted its own copy since.
     ``attributes``: ``keywords.IMAGE_STORED``; None in rows of older schemas until ``backfill`` has read the file again.
     """
 
@@ -128,6 +138,7 @@ class Instance(Base):
     sender_address: Mapped[str]
     received_at: Mapped[datetime]
     attributes: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    committed_at: Mapped[datetime | None]
     expired_at: Mapped[datetime | None]
     removed_at: Mapped[datetime | None]
 
@@ -177,6 +188,17 @@ class Job(Leased, Base):
     outputs: Mapped[list[Output]] = relationship(back_populates="job", order_by="Output.id")
 
     __table_args__ = (Index(None, "state", "priority", "not_before"),)
+
+    @property
+    def state_name(self) -> str:
+        """State in words: a held result that a person did not release is "discarded", and its job is cancelled."""
+        is_discarded = self.state is JobState.CANCELLED and self.report.get("verdict") == "hold"
+        return "discarded" if is_discarded else str(self.state)
+
+    @hybrid_property
+    def is_trial(self) -> bool:
+        """True where a person started the job to try a pipeline: its route is none of node.toml."""
+        return self.route.startswith(TRIAL_PREFIX)
 
 
 class JobInput(Base):
@@ -241,6 +263,7 @@ class Delivery(Leased, Base):
     delivered_at: Mapped[datetime | None]
 
     output: Mapped[Output] = relationship(back_populates="deliveries")
+    proof: Mapped[Proof | None] = relationship()
 
     __table_args__ = (UniqueConstraint("output_id", "destination"), Index(None, "state", "not_before"))
 
@@ -369,30 +392,3 @@ class Quarantine(Base):
     sender_address: Mapped[str]
     received_at: Mapped[datetime]
     removed_at: Mapped[datetime | None]
-
-
-class Event(Base):
-    """Event of the audit chain: ``hash`` covers the event and the hash before it."""
-
-    __tablename__ = "events"
-
-    seq: Mapped[int] = mapped_column(BIG, primary_key=True, autoincrement=False)
-    at: Mapped[datetime]
-    subject: Mapped[str]
-    subject_id: Mapped[str]
-    event: Mapped[str]
-    detail: Mapped[dict[str, Any]]
-    previous: Mapped[Digest]
-    hash: Mapped[Digest]
-
-    __table_args__ = (Index(None, "subject", "subject_id"),)
-
-
-class Chain(Base):
-    """Head of the audit chain: one row, locked last in every transaction that writes events."""
-
-    __tablename__ = "chain"
-
-    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    seq: Mapped[int] = mapped_column(BIG)
-    hash: Mapped[Digest]

@@ -29,6 +29,7 @@ __all__ = [
     "count_needing_attention",
     "count_stages",
     "count_studies",
+    "describe_study_state",
     "estimate_durations_s",
     "load_job_page",
     "load_study_page",
@@ -140,6 +141,11 @@ def _in_stage(stage: Stage) -> ColumnElement[bool]:
 def _studies_with(*states: DeliveryState) -> Select[Any]:
     joined = select(Job.study_id).join(Output, Output.job_id == Job.id).join(Delivery, Delivery.output_id == Output.id)
     return joined.where(Delivery.state.in_(states))
+
+
+def describe_study_state(state: StudyState, jobs: int) -> str:
+    """Return the state in the words of the pages: a routed study without a job is "not routed", no route took it."""
+    return "not routed" if state is StudyState.ROUTED and not jobs else str(state)
 
 
 def count_studies(session: Session, criteria: StudyFilter) -> int:

@@ -8,14 +8,23 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from db.models import Delivery, Job, Notification, Quarantine, Retrieval, Study
-from db.states import DeliveryState, JobState, NotificationState, QuarantineState, RetrievalState, StudyState
+from db.models import CommitmentRequest, Delivery, Job, Notification, Quarantine, Retrieval, Study
+from db.states import (
+    DeliveryState,
+    JobState,
+    NotificationState,
+    QuarantineState,
+    ReportState,
+    RetrievalState,
+    StudyState,
+)
 
 __all__ = [
     "count_deliveries",
     "count_jobs",
     "count_notifications",
     "count_quarantined",
+    "count_reports",
     "count_retrievals",
     "count_studies",
     "measure_oldest_s",
@@ -25,6 +34,7 @@ _STUDIES = (StudyState.RECEIVING, StudyState.COMPLETE)
 _JOBS = (JobState.READY, JobState.RUNNING, JobState.HELD, JobState.REFUSED, JobState.DEAD)
 _DELIVERIES = (DeliveryState.WAITING, DeliveryState.SENDING, DeliveryState.GIVEN_UP)
 _NOTIFICATIONS = (NotificationState.WAITING, NotificationState.SENDING, NotificationState.GIVEN_UP)
+_REPORTS = (ReportState.WAITING, ReportState.SENDING, ReportState.GIVEN_UP)
 _RETRIEVALS = (RetrievalState.WANTED, RetrievalState.FETCHING)
 
 _OLDEST: tuple[tuple[str, Any, Any, Any], ...] = (
@@ -35,6 +45,7 @@ _OLDEST: tuple[tuple[str, Any, Any, Any], ...] = (
     ("job_held", Job.finished_at, Job.state, JobState.HELD),
     ("delivery_waiting", Delivery.created_at, Delivery.state, DeliveryState.WAITING),
     ("notification_waiting", Notification.created_at, Notification.state, NotificationState.WAITING),
+    ("commitment_report_waiting", CommitmentRequest.created_at, CommitmentRequest.state, ReportState.WAITING),
     ("search_open", Retrieval.created_at, Retrieval.state, RetrievalState.WANTED),
 )
 
@@ -59,6 +70,12 @@ def count_notifications(session: Session) -> dict[tuple[str, ...], int]:
     """Return the number of unfinished notifications, by receiver and state."""
     among = (Notification.state, _NOTIFICATIONS)
     return _as_labels(_count(session, Notification.name, Notification.state, among=among))
+
+
+def count_reports(session: Session) -> dict[tuple[str, ...], int]:
+    """Return the number of reports on storage commitments that are not sent, by state."""
+    among = (CommitmentRequest.state, _REPORTS)
+    return _as_labels(_count(session, CommitmentRequest.state, among=among))
 
 
 def count_retrievals(session: Session) -> dict[tuple[str, ...], int]:

@@ -14,11 +14,16 @@ from db.models import Event, Job, Reading
 from db.result_files import OutputFile
 from db.states import InvalidTransition, JobState, ReadingVerdict
 
-__all__ = ["READABLE_STATES", "add_notes", "describe_readings", "find_latest", "is_noted", "record"]
+__all__ = ["READABLE_STATES", "add_notes", "describe_readings", "find_latest", "is_noted", "is_readable", "record"]
 
 READABLE_STATES = (JobState.DONE, JobState.HELD)
 """States of jobs whose results are read."""
 _NOTED = "reading noted"
+
+
+def is_readable(session: Session, job: Job) -> bool:
+    """Return whether the job has a result that a reader reads, or has read before it was discarded."""
+    return job.state in READABLE_STATES or find_latest(session, job.id) is not None
 
 
 def record(
@@ -85,6 +90,7 @@ def describe_readings(session: Session) -> list[dict[str, Any]]:
             "who": reading.who,
             "reason": reading.reason,
             "job": reading.job_id,
+            "route": reading.job.route,
             "pipeline": reading.job.pipeline,
             "model": reading.model,
             "study_uid": reading.job.study.study_uid,

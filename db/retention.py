@@ -23,6 +23,7 @@ __all__ = [
     "expire_results",
     "expire_sources",
     "find_claimed",
+    "has_committed_sources",
     "has_open_retrievals",
     "has_sources",
     "is_input_elsewhere",
@@ -56,6 +57,11 @@ def lock_study(session: Session, study_id: int) -> Study | None:
 def has_sources(session: Session, study: Study) -> bool:
     """Return whether the node still holds an instance of the study."""
     return session.scalar(_instances(study).limit(1)) is not None
+
+
+def has_committed_sources(session: Session, study: Study) -> bool:
+    """Return whether the node committed an instance of the study that it holds to a requester."""
+    return session.scalar(_instances(study).where(Instance.committed_at.is_not(None)).limit(1)) is not None
 
 
 def is_input_elsewhere(session: Session, study: Study) -> bool:

@@ -8,17 +8,26 @@ from typing import Any
 
 __all__ = [
     "TRANSITIONS",
+    "TRIAL_PREFIX",
     "DeliveryState",
     "DeploymentMode",
     "InvalidTransition",
     "JobState",
+    "LearningState",
     "NotificationState",
+    "ProofState",
+    "ProofStep",
     "QuarantineState",
+    "ReportState",
     "RetrievalPurpose",
     "RetrievalState",
     "StudyState",
     "check_transition",
 ]
+
+
+TRIAL_PREFIX = "trial:"
+"""Beginning of the route's name in jobs that a person starts to try a pipeline; no route of node.toml has it."""
 
 
 class InvalidTransition(Exception):
@@ -66,6 +75,33 @@ class NotificationState(StrEnum):
     GIVEN_UP = "given_up"
 
 
+class ReportState(StrEnum):
+    """State of the report on a storage commitment that was requested of this node."""
+
+    WAITING = "waiting"
+    SENDING = "sending"
+    SENT = "sent"
+    GIVEN_UP = "given_up"
+
+
+class ProofState(StrEnum):
+    """State of a delivered object: sent, committed by the destination, found there by a search, or not proven."""
+
+    SENT = "sent"
+    COMMITTED = "committed"
+    VERIFIED = "verified"
+    UNPROVEN = "unproven"
+
+
+class ProofStep(StrEnum):
+    """Next step towards the proof: request commitment, wait for the report, search the destination, or none."""
+
+    REQUEST = "request"
+    REPORT = "report"
+    READ_BACK = "read_back"
+    NONE = "none"
+
+
 class DeploymentMode(StrEnum):
     """Use of a version by a pipeline: for all studies, in shadow of the current one, or for a share of them."""
 
@@ -79,6 +115,15 @@ class ReadingVerdict(StrEnum):
 
     ACCEPTED = "accepted"
     REJECTED = "rejected"
+
+
+class LearningState(StrEnum):
+    """State of a learning run: cases are exported, the network trains, the new version is evaluated, or it failed."""
+
+    EXPORTING = "exporting"
+    TRAINING = "training"
+    EVALUATED = "evaluated"
+    FAILED = "failed"
 
 
 class QuarantineState(StrEnum):
@@ -131,8 +176,15 @@ _JOB = {
 _DELIVERY = {
     DeliveryState.WAITING: {DeliveryState.SENDING, DeliveryState.GIVEN_UP},
     DeliveryState.SENDING: {DeliveryState.DELIVERED, DeliveryState.WAITING, DeliveryState.GIVEN_UP},
-    DeliveryState.DELIVERED: set[DeliveryState](),
+    DeliveryState.DELIVERED: {DeliveryState.WAITING},
     DeliveryState.GIVEN_UP: {DeliveryState.WAITING},
+}
+
+_PROOF = {
+    ProofState.SENT: {ProofState.COMMITTED, ProofState.VERIFIED, ProofState.UNPROVEN},
+    ProofState.COMMITTED: {ProofState.SENT},
+    ProofState.VERIFIED: {ProofState.COMMITTED, ProofState.SENT},
+    ProofState.UNPROVEN: {ProofState.COMMITTED, ProofState.SENT},
 }
 
 _NOTIFICATION = {
@@ -140,6 +192,13 @@ _NOTIFICATION = {
     NotificationState.SENDING: {NotificationState.SENT, NotificationState.WAITING},
     NotificationState.SENT: set[NotificationState](),
     NotificationState.GIVEN_UP: set[NotificationState](),
+}
+
+_REPORT = {
+    ReportState.WAITING: {ReportState.SENDING, ReportState.GIVEN_UP},
+    ReportState.SENDING: {ReportState.SENT, ReportState.WAITING},
+    ReportState.SENT: {ReportState.WAITING},
+    ReportState.GIVEN_UP: {ReportState.WAITING},
 }
 
 _QUARANTINE = {
@@ -155,13 +214,23 @@ _RETRIEVAL = {
     RetrievalState.ENDED: set[RetrievalState](),
 }
 
+_LEARNING = {
+    LearningState.EXPORTING: {LearningState.TRAINING, LearningState.FAILED},
+    LearningState.TRAINING: {LearningState.EVALUATED, LearningState.FAILED},
+    LearningState.EVALUATED: set[LearningState](),
+    LearningState.FAILED: set[LearningState](),
+}
+
 TRANSITIONS: Mapping[type[StrEnum], Mapping[Any, set[Any]]] = {
     StudyState: _STUDY,
     JobState: _JOB,
     DeliveryState: _DELIVERY,
+    ProofState: _PROOF,
     NotificationState: _NOTIFICATION,
     QuarantineState: _QUARANTINE,
+    ReportState: _REPORT,
     RetrievalState: _RETRIEVAL,
+    LearningState: _LEARNING,
 }
 
 

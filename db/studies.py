@@ -147,9 +147,19 @@ def register_instances(session: Session, arrivals: Sequence[Arrival], *, now: da
 
 
 def quarantine(
-    session: Session, *, file: StoredFile, reason: str, facts: InstanceFacts | None, sender: Sender, now: datetime
+    session: Session,
+    *,
+    file: StoredFile,
+    reason: str,
+    facts: InstanceFacts | None,
+    sender: Sender,
+    now: datetime,
+    received_at: datetime | None = None,
 ) -> int:
-    """Quarantine a file that is not accepted, with the reason, for a person to decide on; return its row's id."""
+    """Quarantine a file that is not accepted, with the reason, for a person to decide on; return its row's id.
+
+    ``received_at``: time of its reception, where that is not now.
+    """
     uids = ("study_uid", "series_uid", "sop_instance_uid", "sop_class_uid")
     row = Quarantine(
         reason=reason,
@@ -158,7 +168,7 @@ def quarantine(
         relative_path=file.relative_path,
         sender_ae_title=sender.ae_title,
         sender_address=sender.address,
-        received_at=now,
+        received_at=received_at or now,
         **({name: getattr(facts, name) for name in uids} if facts else {}),
     )
     session.add(row)

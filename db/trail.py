@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Select, or_, select
 from sqlalchemy.orm import Session
 
-from db.models import Chain, Delivery, Event, Instance, Job, Notification, Output, Retrieval, Series
+from db.models import Chain, Delivery, Event, Instance, Job, Notification, Output, Proof, Retrieval, Series
 
 __all__ = ["find_subjects_since", "list_all_study_events", "list_latest", "list_study_events", "read_head"]
 
@@ -30,8 +30,9 @@ def list_study_events(session: Session, study_id: int, *, limit: int = 200) -> S
     """Return the events of a study, its jobs and their deliveries, the newest first, without those of instances."""
     jobs = select(Job.id).where(Job.study_id == study_id)
     deliveries = select(Delivery.id).join(Output, Delivery.output_id == Output.id).where(Output.job_id.in_(jobs))
+    proofs = select(Proof.id).where(Proof.delivery_id.in_(deliveries))
     searches = select(Retrieval.id).where(Retrieval.study_id == study_id)
-    rows = {"jobs": jobs, "deliveries": deliveries, "prior_searches": searches}
+    rows = {"jobs": jobs, "deliveries": deliveries, "proofs": proofs, "prior_searches": searches}
     mine = [(Event.subject == name) & Event.subject_id.in_(_as_text(session, ids)) for name, ids in rows.items()]
     own = (Event.subject == "studies") & (Event.subject_id == str(study_id))
     return session.scalars(select(Event).where(or_(own, *mine)).order_by(Event.seq.desc()).limit(limit)).all()
@@ -43,9 +44,10 @@ def list_all_study_events(session: Session, study_id: int) -> Sequence[Event]:
     jobs = select(Job.id).where(Job.study_id == study_id)
     deliveries = select(Delivery.id).join(Output, Delivery.output_id == Output.id).where(Output.job_id.in_(jobs))
     notifications = select(Notification.id).where(Notification.job_id.in_(jobs))
+    proofs = select(Proof.id).where(Proof.delivery_id.in_(deliveries))
     searches = select(Retrieval.id).where(Retrieval.study_id == study_id)
-    rows = {"instances": instances, "jobs": jobs, "deliveries": deliveries, "notifications": notifications,
-            "prior_searches": searches}  # fmt: skip
+    rows = {"instances": instances, "jobs": jobs, "deliveries": deliveries, "proofs": proofs,
+            "notifications": notifications, "prior_searches": searches}  # fmt: skip
     events: list[Event] = []
     for name, ids in rows.items():
         events += _select_events(session, name, _as_text(session, ids))

@@ -11,8 +11,8 @@ from typing import Literal
 from pydicom import dcmread
 from sqlalchemy.orm import Session, sessionmaker
 
-from db import studies
-from db.models import Chain
+from db import quarantine, studies
+from db.models import Chain, Instance
 from db.studies import InstanceFacts, Sender, StoredFile
 from dicomnode.datasets import headers
 from dicomnode.deidentify import own_results
@@ -70,7 +70,10 @@ def _register(
     with sessions.begin() as session:
         done = studies.register_instance(session, facts=facts, file=file, sender=sender, now=now)
         if done.kind != "conflict":
+            # requests for commitment may be lost with the rows: what a scanner may have deleted is kept
+            if done.instance_id is not None:
+                session.get_one(Instance, done.instance_id).committed_at = now
             return AdoptionResult(file.relative_path, "adopted")
-        reason = f"instance {done.instance_id} has the same SOP Instance UID and other content"
+        reason = quarantine.describe_conflict(session, done.instance_id)
         studies.quarantine(session, file=file, reason=reason, facts=facts, sender=sender, now=now)
     return AdoptionResult(file.relative_path, "quarantined", reason)

@@ -2,7 +2,10 @@
 
 A study's sources go when all its jobs are over and delivered, no job of another study still takes them, no search
 brings more of it, and no route may want it as the next study's earlier examination. A job's results go when every
-object is where it should be. A job without destinations has delivered nothing: what it made stays, its sources too.
+object is where it should be, proven by the destinations that are asked to prove it. A job without destinations has
+delivered nothing: what it made stays, its sources too, unless its route states ``keep_results_days``: then its end
+counts in place of a delivery. A trial without destinations keeps no sources once it has ended, and its results go when
+they are old enough.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from db import engine as engines
 from db import notifications, retention
 from db.models import Delivery, Job, Study
 from db.states import DeliveryState, JobState
+from dicomnode.commitment import proving
 from dicomnode.routing.examination import Examination, read_examination
 from dicomnode.routing.study_snapshot import StudySnapshot
 from dicomnode.storage import spool
@@ -34,6 +38,7 @@ _STUDIES = 20
 _FILES = 200
 """Files removed, and recorded, at once."""
 _REASON = "delivered and old enough"
+_COMMITTED = "it was committed to a sender, which may have deleted its own copy"
 _OVER = (JobState.DONE, JobState.REFUSED)
 _EVERY = timedelta(minutes=10)
 """Time between the end of one walk and the next."""
@@ -50,6 +55,7 @@ class Retention:
         self._after = 0
         self._not_before: datetime | None = None
         self._files_left = True
+        self._logged: set[int] = set()
 
     def step(self, *, now: Clock) -> int:
         """Expire what may go of the next studies, and remove unclaimed files; return how many files."""
@@ -72,7 +78,17 @@ class Retention:
         self._after = ids[-1] if ids else 0
         if not ids:
             self._not_before, self._files_left = now() + _EVERY, True
-        return sum(_expire_study(self._sessions, self._config, id, now) for id in ids)
+        count = sum(_expire_study(self._sessions, self._config, id, now) for id in ids)
+        self._log_committed(ids, now())
+        return count
+
+    def _log_committed(self, ids: Sequence[int], now: datetime) -> None:
+        """Log each study once that stays only because it was committed to a sender."""
+        with engines.readers(self._sessions.kw["bind"])() as session:
+            for study in session.scalars(select(Study).where(Study.id.in_(set(ids) - self._logged))):
+                if explain_kept(session, study, self._config, now=now) == _COMMITTED:
+                    self._logged.add(study.id)
+                    _log.info("retention: study %d stays: %s", study.id, _COMMITTED)
 
 
 def shortest_days(config: Config) -> float:
@@ -103,29 +119,51 @@ def remove_files(
 def explain_kept(session: Session, study: Study, config: Config, *, now: datetime) -> str:
     """Return the reason why the study's sources stay; "" where they may expire."""
     jobs = [job for job in study.jobs if job.state is not JobState.CANCELLED]
-    waiting = [job for job in jobs if not is_settled(job)]
+    waiting = [job for job in jobs if not is_settled(job, config)]
     if waiting:
         return f"job {waiting[0].id} is {waiting[0].state} and not delivered"
+    if reason := next(filter(None, (_explain_unproven(job, config) for job in jobs)), ""):
+        return reason
     if retention.is_input_elsewhere(session, study):
         return "a job of another study takes it"
     if retention.has_open_retrievals(session, study):
         return "something is being fetched"
     days = _source_days(config, jobs)
-    if not days or now < _last_activity(study, jobs) + timedelta(days=days):
+    if not days or now < _last_activity(study, jobs, config) + timedelta(days=days):
         return "it is not old enough"
+    if not config.retention.delete_committed and retention.has_committed_sources(session, study):
+        return _COMMITTED
     return _describe_use_as_prior(session, study, config, now)
 
 
-def is_settled(job: Job) -> bool:
-    """Return whether the job has ended and all its results are delivered; a shadow job delivers none."""
+def is_settled(job: Job, config: Config) -> bool:
+    """Return whether the job has ended and all its results are delivered; shadow jobs and most trials deliver none."""
+    if job.is_trial and not job.destinations:
+        return job.state in (*_OVER, JobState.DEAD)
     if job.state not in _OVER:
         return False
+    if _stays_on_purpose(job, config):
+        return True
     rows = _deliveries(job)
     done = [row for row in rows if row.state is DeliveryState.DELIVERED]
     rest = [
         row for row in rows if row.state is not DeliveryState.DELIVERED and not notifications.is_replaced(row, rows)
     ]
     return job.shadow_of_id is not None or (bool(done) and not rest)
+
+
+def _stays_on_purpose(job: Job, config: Config) -> bool:
+    """Return whether the job delivers nothing, and its route states how long the results are kept all the same."""
+    return not job.destinations and any(route.name == job.route and route.keep_results_days for route in config.routes)
+
+
+def _explain_unproven(job: Job, config: Config) -> str:
+    """Return which destination has not proven that it keeps a result that was sent to it, or ""."""
+    names = {peer.name for peer in config.peers if proving.needs_proof(peer)}
+    for row in _deliveries(job):
+        if row.destination in names and row.proof is not None and row.proof.is_owed:
+            return f"job {job.id} is not proven at {row.destination}"
+    return ""
 
 
 def _expire_study(sessions: sessionmaker[Session], config: Config, study_id: int, now: Clock) -> int:
@@ -156,8 +194,10 @@ def _may_go(session: Session, study: Study, config: Config, now: datetime) -> bo
 def _is_due(session: Session, job: Job, config: Config, now: datetime) -> bool:
     """Return whether the job has results that may expire."""
     days = _days(config, job.route, "keep_results_days", config.retention.results_days)
-    there = [row.delivered_at for row in _deliveries(job) if row.delivered_at is not None]
-    if not days or not there or not is_settled(job) or now < max(there) + timedelta(days=days):
+    there = _list_ends(job, config)
+    if not days or not there or now < max(there) + timedelta(days=days):
+        return False
+    if not is_settled(job, config) or _explain_unproven(job, config):
         return False
     compared = select(Job.id).where(Job.shadow_of_id == job.id, Job.state.in_((JobState.READY, JobState.RUNNING)))
     held = any(output.expired_at is None for output in job.outputs)
@@ -165,10 +205,11 @@ def _is_due(session: Session, job: Job, config: Config, now: datetime) -> bool:
 
 
 def _source_days(config: Config, jobs: Sequence[Job]) -> float:
-    """Return the longest period that a route of the jobs requires, in days; 0: for ever."""
-    if not jobs:
+    """Return the longest period that a route of the jobs requires, in days; 0: for ever. Trials require none."""
+    routes = {job.route for job in jobs if not job.is_trial}
+    if not routes:
         return config.retention.unrouted_days
-    periods = [_days(config, job.route, "keep_sources_days", config.retention.sources_days) for job in jobs]
+    periods = [_days(config, route, "keep_sources_days", config.retention.sources_days) for route in routes]
     return 0.0 if 0.0 in periods else max(periods)
 
 
@@ -178,10 +219,16 @@ def _days(config: Config, route: str, key: str, default: float) -> float:
     return default if not periods or periods[0] is None else float(periods[0])
 
 
-def _last_activity(study: Study, jobs: Sequence[Job]) -> datetime:
-    """Return the moment of the last arrival or delivery."""
-    rows = [row for job in jobs for row in _deliveries(job)]
-    return max([study.last_received_at, *(row.delivered_at for row in rows if row.delivered_at is not None)])
+def _last_activity(study: Study, jobs: Sequence[Job], config: Config) -> datetime:
+    """Return the moment of the last arrival or delivery, or end of a job that delivers nothing."""
+    return max([study.last_received_at, *(end for job in jobs for end in _list_ends(job, config))])
+
+
+def _list_ends(job: Job, config: Config) -> list[datetime]:
+    """Return the moments of the job's deliveries, or that of its end where it delivers nothing on purpose."""
+    if (job.is_trial and not job.destinations) or _stays_on_purpose(job, config):
+        return [job.finished_at] if job.finished_at is not None else []
+    return [row.delivered_at for row in _deliveries(job) if row.delivered_at is not None]
 
 
 def _deliveries(job: Job) -> list[Delivery]:

@@ -6,6 +6,7 @@ skipped.
 """
 
 from tests.peers.answering import Answering
+from tests.peers.committing import Committing
 from tests.peers.dcmqrscp import QueryScp
 from tests.peers.files import write_instance, write_result
 from tests.peers.nodes import Node, make_route, write_config
@@ -15,6 +16,7 @@ from tests.peers.storescp import StoreScp
 
 __all__ = [
     "Answering",
+    "Committing",
     "Node",
     "Orthanc",
     "QueryScp",
