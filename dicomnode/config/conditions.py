@@ -37,6 +37,14 @@ class Condition:
     operands: tuple[Scalar, ...]
     text: str
 
+    @property
+    def raw(self) -> Scalar | list[Scalar]:
+        """The condition as node.toml writes it, which ``parse`` reads back."""
+        if self.kind != "any":
+            return self.text
+        is_single = len(self.operands) == 1 and self.text == str(self.operands[0])  # a list of one stays a list
+        return self.operands[0] if is_single else list(self.operands)
+
     def holds(self, value: Any) -> bool:
         """Return whether the value of an attribute (None: the data set has none) satisfies the condition."""
         values = _list_values(value)
@@ -87,8 +95,10 @@ def _parse_list(raw: list[Any]) -> Condition:
 def _parse_regex(raw: str) -> Condition:
     try:
         re.compile(raw[1:])
-    except re.error as error:
+    except (re.error, OverflowError) as error:
         raise ValueError(f"{raw!r} is no regular expression: {error}") from None
+    except RecursionError:
+        raise ValueError(f"the regular expression {raw[:20]!r}... has too many nested groups") from None
     return Condition("regex", (raw[1:],), raw)
 
 

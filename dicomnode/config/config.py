@@ -11,6 +11,7 @@ from dicomnode.config.completion import CompletionConfig
 from dicomnode.config.database import DatabaseConfig
 from dicomnode.config.deidentify import DeidentifyConfig
 from dicomnode.config.delivery import DeliveryConfig
+from dicomnode.config.learning import LearningConfig
 from dicomnode.config.limits import LimitsConfig
 from dicomnode.config.models import ModelsConfig
 from dicomnode.config.node import NodeConfig
@@ -50,6 +51,7 @@ class Config(Section):
     web: WebConfig = WebConfig()
     models: ModelsConfig = ModelsConfig()
     pipelines: PipelinesConfig = PipelinesConfig()
+    learning: tuple[LearningConfig, ...] = ()
     notifications: NotificationsConfig = NotificationsConfig()
     deidentify: tuple[DeidentifyConfig, ...] = ()
     path: Path = Field(default=Path("node.toml"), exclude=True)
@@ -78,7 +80,13 @@ class Config(Section):
     def routed_keywords(self) -> frozenset[str]:
         """The keywords of all attributes on which some route has a condition."""
         matches = [{"": route.match} | route.with_ | route.prior for route in self.routes]
+        matches += [each.with_ for each in self.learning]
         return frozenset(keyword for by_input in matches for match in by_input.values() for keyword in match)
+
+    @property
+    def learning_dir(self) -> Path:
+        """The folder of the learning runs."""
+        return self.data_dir / "learning"
 
     @property
     def recipients_by_route(self) -> Mapping[str, Mapping[str, tuple[str, ...]]]:
@@ -111,6 +119,14 @@ class Config(Section):
                 return peer
         known = ", ".join(peer.name for peer in self.peers) or "none"
         raise ConfigError(f"no peer is named {name!r} in {self.path} (there: {known})")
+
+    def find_learning(self, name: str) -> LearningConfig:
+        """Return the [[learning]] of that name. Raises ConfigError."""
+        for each in self.learning:
+            if each.name == name:
+                return each
+        known = ", ".join(each.name for each in self.learning) or "none"
+        raise ConfigError(f"no [[learning]] is named {name!r} in {self.path} (there: {known})")
 
     def find_profile(self, name: str) -> DeidentifyConfig:
         """Return the de-identification profile of that name. Raises ConfigError."""

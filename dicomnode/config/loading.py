@@ -13,7 +13,7 @@ from dicomnode.config.config import Config
 from dicomnode.config.section import Section
 from dicomnode.errors import ConfigError
 
-__all__ = ["load"]
+__all__ = ["load", "parse"]
 
 
 def load(path: Path) -> Config:
@@ -21,7 +21,11 @@ def load(path: Path) -> Config:
 
     Raises ConfigError, which names the line and, for an unknown key, the nearest known one.
     """
-    text = _read_toml_text(path)
+    return parse(path, _read_toml_text(path))
+
+
+def parse(path: Path, text: str) -> Config:
+    """Check the text of the file as ``load`` does. ``path``: where it lies or will lie. Raises ConfigError."""
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
-from pydantic import model_validator
+from pydantic import StrictBool, model_validator
 
 from dicomnode.config.results import Preferences
 from dicomnode.config.value_types import AETitle, Port
@@ -15,7 +15,8 @@ __all__ = ["Peer"]
 
 class Peer(Preferences):
     """Another application entity, with its preferences for results. ``tls_...`` replaces [node.tls];
-    ``tls_server_name``: the name in its certificate, where that differs from ``host``."""
+    ``tls_server_name``: the name in its certificate, where that differs from ``host``. ``commitment``: whether it is
+    asked to commit what was delivered; ``verify``: how it is searched for that otherwise."""
 
     name: str
     ae_title: AETitle
@@ -27,6 +28,8 @@ class Peer(Preferences):
     tls_ca_file: Path | None = None
     tls_server_name: str = ""
     deidentify: str = ""
+    commitment: Literal["auto"] | StrictBool = "auto"
+    verify: Literal["", "c-find"] = ""
 
     @model_validator(mode="after")
     def _check_tls(self) -> Self:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from dicomnode.config.config import Config
+from dicomnode.config.routes import TRIAL_PREFIX
 
 __all__ = ["Violation", "find_violations"]
 
@@ -18,11 +19,12 @@ def find_violations(config: Config) -> Iterator[Violation]:
     yield from _check_peers(config)
     yield from _check_routes(config)
     yield from _check_profiles(config)
+    yield from _check_learning(config)
     yield from config.notifications.find_violations([route.name for route in config.routes])
 
 
 def _find_repeated_names(config: Config) -> Iterator[Violation]:
-    for section in ("peers", "routes", "deidentify"):
+    for section in ("peers", "routes", "deidentify", "learning"):
         names = [entry.name for entry in getattr(config, section)]
         for at, name in enumerate(names):
             if name in names[:at]:
@@ -40,6 +42,8 @@ def _check_peers(config: Config) -> Iterator[Violation]:
 def _check_routes(config: Config) -> Iterator[Violation]:
     peers = {peer.name for peer in config.peers}
     for at, route in enumerate(config.routes):
+        if route.name.startswith(TRIAL_PREFIX):
+            yield ("routes", at, "name"), f"route {route.name!r}: names that begin with {TRIAL_PREFIX!r} are of trials"
         for unknown in set(route.destinations) - peers:
             yield ("routes", at, "destinations"), f"route {route.name!r} delivers to {unknown!r}, which is no peer"
         for key in ("with_from", "prior_from"):
@@ -59,3 +63,14 @@ def _check_profiles(config: Config) -> Iterator[Violation]:
         for key in ("key_file", "map_file"):
             if (file := getattr(profile, key)) and file.resolve().is_relative_to(config.data_dir):
                 yield ("deidentify", at, key), f"deidentify {profile.name!r}: {key} must not lie in the data_dir"
+
+
+def _check_learning(config: Config) -> Iterator[Violation]:
+    """Yield learning from a pipeline that no route runs, or whose routes name their model, which nothing replaces."""
+    for at, each in enumerate(config.learning):
+        models = [route.model for route in config.routes if route.pipeline == each.pipeline]
+        if not models:
+            yield ("learning", at, "pipeline"), f"learning {each.name!r}: no route runs the pipeline {each.pipeline!r}"
+        elif all(models):
+            reason = f"learning {each.name!r}: the routes of {each.pipeline!r} name their model, which nothing replaces"
+            yield ("learning", at, "pipeline"), reason

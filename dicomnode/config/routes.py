@@ -6,12 +6,13 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from db.states import TRIAL_PREFIX
 from dicomnode.config import conditions
 from dicomnode.config.conditions import Condition
 from dicomnode.config.section import Section
 from dicomnode.config.value_types import Days, Seconds
 
-__all__ = ["Route"]
+__all__ = ["TRIAL_PREFIX", "Match", "Route"]
 
 
 def _check_keyword(value: str) -> str:
@@ -24,6 +25,7 @@ def _check_keyword(value: str) -> str:
 
 Keyword = Annotated[str, AfterValidator(_check_keyword)]
 Match = dict[Keyword, Annotated[Condition, BeforeValidator(conditions.parse)]]
+"""Conditions on one series, by DICOM keyword."""
 
 
 class Route(Section):

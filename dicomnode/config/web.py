@@ -28,6 +28,7 @@ class WebConfig(Section):
     token_file: Path | None = None
     max_store_gb: float = Field(default=16.0, gt=0)
     mask_names: bool = False
+    may_write_routes: bool = False
     viewer_dir: OptionalPath = None
     public_url: WebAddress | None = None
     certificate_file: Path | None = None

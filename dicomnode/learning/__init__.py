@@ -1,0 +1,1 @@
+"""Learning: decided cases as a table, training at night, the comparison of both versions."""
