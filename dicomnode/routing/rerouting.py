@@ -50,7 +50,7 @@ def route_again(session: Session, study_uid: str, config: Config, *, reason: str
 
 
 def offer_unrouted(sessions: sessionmaker[Session], config: Config, *, now: Clock) -> int:
-    """Offer the recent studies without a job to the routes where these have changed; return the number of studies.
+    """Offer the recent studies that no route took to the routes where these have changed; return the number of studies.
 
     ``[completion] offer_again_days``: age of the newest instance up to which a study is recent; 0: no study is.
     """
@@ -76,7 +76,7 @@ def _make_complete(session: Session, study: Study, reason: str, now: datetime) -
 
 
 def _list_unrouted(session: Session, since: datetime) -> Sequence[Study]:
-    has_job = select(Job.id).where(Job.study_id == Study.id).exists()
+    has_job = select(Job.id).where(Job.study_id == Study.id, ~Job.is_trial).exists()
     unrouted = (Study.state == StudyState.ROUTED, Study.last_received_at >= since, Study.expired_at.is_(None), ~has_job)
     return session.scalars(select(Study).where(*unrouted).order_by(Study.id).with_for_update()).all()
 

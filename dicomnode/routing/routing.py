@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session, sessionmaker
 
 from db import audit, deployments, jobs
-from db.deployments import Version
-from db.models import Job, Series, Study
+from db.deployments import Choice, Version
+from db.models import Job, Study
 from db.states import StudyState
 from db.studies import InstanceFacts
 from dicomnode.config import Config, Route
@@ -32,9 +32,11 @@ __all__ = [
     "ConditionResult",
     "RouteExplanation",
     "SeriesAttributes",
+    "enqueue_trial",
     "explain_file",
     "explain_routes",
     "explain_study",
+    "reason_unroutable",
     "route_complete_studies",
 ]
 
@@ -48,6 +50,8 @@ log = logging.getLogger("dicomnode.routing.routing")
 
 Clock = Callable[[], datetime]
 
+_FOR_COMPARISON = "fetched to be compared with, not to be worked on"
+_NOTHING_NEW = "nothing new to do"
 _RAW_DATA_STORAGE = "1.2.840.10008.5.1.4.1.1.66"
 
 
@@ -90,10 +94,22 @@ def explain_routes(routes: Sequence[Route], series: Sequence[SeriesAttributes]) 
 def explain_study(session: Session, study: Study, routes: Sequence[Route]) -> list[RouteExplanation]:
     """Explain the routes on a stored study, with the state of its retrievals."""
     snapshot = StudySnapshot(session, study)
-    is_complete = Series.series_uid.not_in(snapshot.incomplete_series_uids)
-    rows = session.scalars(select(Series).where(Series.study_id == study.id, is_complete).order_by(Series.id))
-    explanations = explain_routes(routes, [SeriesAttributes(row.series_uid, row.attributes) for row in rows])
+    if reason := reason_unroutable(snapshot):
+        return [RouteExplanation(route.name, route.pipeline, (), (), reason) for route in routes]
+    usable = snapshot.usable_series
+    series = [SeriesAttributes(each.instances[0].series.series_uid, each.attributes) for each in usable]
+    explanations = explain_routes(routes, series)
     return [_add_retrievals(snapshot, each, route) for each, route in zip(explanations, routes, strict=True)]
+
+
+def reason_unroutable(snapshot: StudySnapshot) -> str:
+    """Return why no route takes any series of a study, or ""."""
+    if snapshot.is_prefetched_only:
+        return f"the study was {_FOR_COMPARISON}"
+    if snapshot.study.series and not snapshot.usable_series:
+        left_out = "they are results of this node, or arrived in part, or their files were deleted"
+        return f"the study has no series that a job may take: {left_out}"
+    return ""
 
 
 def explain_file(facts: InstanceFacts, routes: Sequence[Route]) -> list[RouteExplanation]:
@@ -120,40 +136,63 @@ def route_complete_studies(sessions: sessionmaker[Session], config: Config, *, n
                 waiting_ids.add(study.id)
                 continue
             made = _route_study(snapshot, config, moment)
-        _log_routed(snapshot.study.id, made)
+            nothing = "" if made else _describe_nothing_new(snapshot)
+        _log_routed(snapshot.study.id, made, nothing)
         new_jobs += len(made)
 
 
-def _log_routed(study_id: int, made: Sequence[Job]) -> None:
-    if made:
-        for job in made:
-            shadow = f", shadow of job {job.shadow_of_id}" if job.shadow_of_id else ""
-            log.info("study %d: routed to job %d of route %s%s", study_id, job.id, job.route, shadow)
-    else:
-        log.info("study %d: routed, nothing new to do", study_id)
+def enqueue_trial(snapshot: StudySnapshot, route: Route, config: Config, now: datetime) -> list[Job]:
+    """Enqueue the jobs of one route on the version in force, now, with the prior examination that is here."""
+    matched, further, _ = _collect_inputs(snapshot, route)
+    current = None if route.model else deployments.choose_current(snapshot.session, route.pipeline)
+    return _enqueue(snapshot.session, snapshot.study, config, route, matched, further, current, now)
+
+
+def _log_routed(study_id: int, made: Sequence[Job], nothing: str) -> None:
+    if not made:
+        log.info("study %d: %s: %s", study_id, "routed" if nothing == _NOTHING_NEW else "not routed", nothing)
+    for job in made:
+        shadow = f", shadow of job {job.shadow_of_id}" if job.shadow_of_id else ""
+        log.info("study %d: routed to job %d of route %s%s", study_id, job.id, job.route, shadow)
+
+
+def _describe_nothing_new(snapshot: StudySnapshot) -> str:
+    """Return in words why routing made no job: the study has them all already, or no route took it."""
+    if snapshot.is_prefetched_only:
+        return _FOR_COMPARISON
+    jobs = snapshot.session.scalar(select(func.count(Job.id)).where(Job.study_id == snapshot.study.id))
+    return _NOTHING_NEW if jobs else "no route took it"
 
 
 def _route_study(snapshot: StudySnapshot, config: Config, now: datetime) -> list[Job]:
     """Enqueue the jobs of all matching routes; work that was done on the same content before is not repeated."""
     session, study = snapshot.session, snapshot.study
     if snapshot.is_prefetched_only:
-        audit.transition(
-            session, study, StudyState.ROUTED, reason="fetched to be compared with, not to be worked on", now=now
-        )
+        audit.transition(session, study, StudyState.ROUTED, reason=_FOR_COMPARISON, now=now)
         return []
     new_jobs: list[Job] = []
     reasons: list[str] = []
     for route in config.routes:
-        matched = [each for each in snapshot.usable_series if each.matches(route.match)]
-        prior = priors.find_local_prior(snapshot, route) if matched and route.prior else None
-        further = select_inputs(route.with_, snapshot.usable_series) | (dict(prior.inputs) if prior else {})
-        made = _enqueue(session, study, config, route, matched, further, now)
+        matched, further, prior = _collect_inputs(snapshot, route)
+        chosen = None if route.model else deployments.choose(session, route.pipeline, study.study_uid)
+        made = _enqueue(session, study, config, route, matched, further, chosen, now)
         details = (missing_series.explain_retrieval(snapshot, route), _describe_prior(prior))
         suffix = "".join(f"; {each}" for each in details if each)
         reasons += [f"{job.route} (job {job.id}{suffix})" for job in made if job.shadow_of_id is None]
         new_jobs += made
-    audit.transition(session, study, StudyState.ROUTED, reason=", ".join(reasons) or "nothing new to do", now=now)
+    reason = ", ".join(reasons) or _describe_nothing_new(snapshot)
+    audit.transition(session, study, StudyState.ROUTED, reason=reason, now=now)
     return new_jobs
+
+
+def _collect_inputs(
+    snapshot: StudySnapshot, route: Route
+) -> tuple[list[SeriesInput], dict[str, list[int]], priors.Prior | None]:
+    """Return the series that the route matches, the instances of all other inputs by name, and the prior if any."""
+    matched = [each for each in snapshot.usable_series if each.matches(route.match)]
+    prior = priors.find_local_prior(snapshot, route) if matched and route.prior else None
+    further = select_inputs(route.with_, snapshot.usable_series) | (dict(prior.inputs) if prior else {})
+    return matched, further, prior
 
 
 def _enqueue(
@@ -163,13 +202,13 @@ def _enqueue(
     route: Route,
     matched: Sequence[SeriesInput],
     further: Mapping[str, list[int]],
+    chosen: Choice | None,
     now: datetime,
 ) -> list[Job]:
-    """Enqueue a route's jobs, on the route's own model or the deployed one, each with its shadow job if there is one.
+    """Enqueue a route's jobs, on the route's own model or the ``chosen`` one, each with its shadow job if any.
 
     ``further``: row numbers of the instances of all inputs besides the matched series, by input name.
     """
-    chosen = None if route.model else deployments.choose(session, route.pipeline, study.study_uid)
     version = chosen.version if chosen else deployments.DEFAULT
     if version == deployments.DEFAULT:
         version = pipeline_names.pin_default(route.pipeline, route.model, config)

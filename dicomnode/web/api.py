@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from db.states import JobState
 from dicomnode import listings
+from dicomnode.learning import describing
 from dicomnode.monitoring.status import collect_status as measure
 from dicomnode.web.context import LARGEST_NUMBER, WebContext
 
@@ -49,6 +50,18 @@ def create_router(context: WebContext) -> APIRouter:
         except BundleError as error:
             raise HTTPException(404, str(error)) from None
 
+    @routes.get("/learning")
+    def learning() -> Response:
+        """Return the nights of [[learning]], as ``dicomnode learn list --json`` prints them."""
+        with context.readers() as session:
+            return _json_response(describing.list_learning(session, context.config, context.now()))
+
+    @routes.get("/learning/{id:row}")
+    def learning_run(id: int) -> Response:
+        """Return one learning run with its scores, as ``dicomnode learn show ID --json`` prints it."""
+        with context.readers() as session:
+            return _json_response(describing.describe_run(session, describing.find_run(session, id)))
+
     @routes.get("/peers")
     def peers() -> Response:
         """Return the configured peers, as ``dicomnode peers list --json`` prints them."""
@@ -77,6 +90,12 @@ def _add_row_routes(routes: APIRouter, context: WebContext) -> None:
         """Return what each route matches and why, as ``dicomnode studies explain UID --json`` prints it."""
         with context.readers() as session:
             return _json_response(listings.explain_routes(session, listings.find_study(session, uid), context.config))
+
+    @routes.get("/studies/{uid}/ledger")
+    def ledger(uid: str) -> Response:
+        """Return what became of a study, as ``dicomnode studies ledger UID --json`` prints it."""
+        with context.readers() as session:
+            return _json_response(listings.list_ledger(session, listings.find_study(session, uid)))
 
     @routes.get("/jobs")
     def jobs(state: JobState | None = None, limit: Limit = MOST_ROWS, offset: Offset = 0) -> Response:

@@ -46,7 +46,8 @@ def create_app(
     app.include_router(metrics.create_router(config, sessions, now=now, meters=meters, sweep_health=sweep_health))
     app.include_router(access.create_router(token))
     app.include_router(dicomweb.create_router(config, sessions, now=now, meters=meters))
-    app.include_router(dicomweb.create_router(config, sessions, now=now, review=True))
+    for prefix in (dicomweb.VIEW, dicomweb.REVIEW):
+        app.include_router(dicomweb.create_router(config, sessions, now=now, prefix=prefix))
     app.include_router(viewer.create_router(config))
     app.include_router(dashboard.create_router(config, sessions, now=now, refused_callers=meters.refused_callers))
     app.mount("/static", StaticFiles(directory=STATIC))

@@ -14,6 +14,7 @@ from collections import Counter
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Any, ClassVar
 
+from h11 import LocalProtocolError
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -132,6 +133,12 @@ class TimedConnection(H11Protocol):
         self._received += len(data)
         super().data_received(data)
         self._update_timer()
+
+    def send_400_response(self, msg: str) -> None:
+        try:
+            super().send_400_response(msg)
+        except LocalProtocolError:  # uvicorn sends a body, which an answer to HEAD has not
+            self.transport.close()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()

@@ -17,6 +17,7 @@ from db import engine as engines
 from db.states import DeliveryState
 from dicomnode.config import Config
 from dicomnode.monitoring.refused_callers import RefusedCallers
+from dicomnode.results import label
 from dicomnode.web import pages
 
 __all__ = [
@@ -29,7 +30,9 @@ __all__ = [
 
 LARGEST_NUMBER = 2**63 - 1
 """Greatest number of a row that databases accept."""
-_RETURN_PATHS = re.compile(r"/|/(?:hold|failures|peers|senders|models|system|jobs(?:/\d+)?|studies/[0-9.]{1,64})")
+_RETURN_PATHS = re.compile(
+    r"/|/(?:hold|failures|peers|senders|models|system|try|jobs(?:/\d+)?|(?:studies|try)/[0-9.]{1,64})"
+)
 _FLASH_MESSAGES = {
     "release": "Job {}: its results are released for delivery.",
     "discard": "Job {}: its results are discarded and not delivered.",
@@ -50,7 +53,12 @@ _FLASH_MESSAGES = {
     "acceptedunnoted": "Job {}: accepted and recorded here; no note could be written. Send the decision again.",
     "rejectedunnoted": "Job {}: rejected and recorded here; no note could be written. Send the decision again.",
     "read": "Job {}: this decision was recorded before.",
+    "learned": "Deployed: the new version is in use from the next study on.",
+    "unlearned": "Undone: the version before is in use from the next study on, and for waiting jobs.",
     "close": "The study is now treated as complete.",
+    "trial": "Job {}: a trial, which waits for a worker.",
+    "trials": "The trial has {} jobs, one for each series.",
+    "tried": "Job {}: this trial was started before.",
 }
 _DONE_QUERY = re.compile(r"([a-z]+)(?:-(\d{1,18}))?")
 
@@ -89,6 +97,7 @@ class WebContext:
             "ae_title": self.config.node.ae_title,
             "asks_for_token": self.config.web.token_file is not None,
             "message": "",
+            "marks": label.TEXT,
         }
         return pages.render(template, status, **(frame | values))
 

@@ -20,6 +20,7 @@ from dicomnode.web import (
     api,
     decisions,
     events,
+    learning_pages,
     model_pages,
     node_pages,
     picture_routes,
@@ -29,6 +30,9 @@ from dicomnode.web import (
     sender_pages,
     study_page,
     study_progress,
+    try_actions,
+    try_page,
+    try_upload,
 )
 from dicomnode.web.context import WebContext, flash_message, paginate, parse_page_number
 from dicomnode.web.forms import Form
@@ -89,8 +93,12 @@ def create_router(
     node_pages.add_routes(routes, context)
     sender_pages.add_routes(routes, context)
     model_pages.add_routes(routes, context)
+    learning_pages.add_routes(routes, context)
     picture_routes.add_routes(routes, context)
     decisions.add_routes(routes, context)
+    try_upload.add_routes(routes, context)
+    try_page.add_routes(routes, context)
+    try_actions.add_routes(routes, context)
     routes.include_router(api.create_router(context))
     routes.include_router(events.create_router(events.ChangeFeed(context.readers, now)))
     return routes

@@ -26,7 +26,7 @@ from dicomnode.web.forms import Form, read_line
 from dicomnode.web.holdings import require_uid
 from dicomnode.web.template_filters import FILTERS
 
-__all__ = ["add_routes", "echo_peer"]
+__all__ = ["UNSIGNED", "add_routes", "echo_peer"]
 
 _DECISIONS: dict[str, Callable[..., None]] = {
     "release": jobs.release,
@@ -34,6 +34,9 @@ _DECISIONS: dict[str, Callable[..., None]] = {
     "retry": jobs.retry,
     "cancel": jobs.cancel,
 }
+_ON_CONTENT = ("release", "discard")
+"""Decisions on what a patient's study holds: they need a name and a reason."""
+UNSIGNED = "A decision needs your initials and a reason."
 _PAST_TENSE = {"release": "released", "discard": "discarded", "retry": "run again", "cancel": "cancelled"}
 
 
@@ -45,6 +48,8 @@ def add_routes(routes: APIRouter, context: WebContext) -> None:
         back_path = return_path(form, f"/jobs/{id}")
         if decision not in _DECISIONS:
             return context.error_page(404, "This decision does not exist.", back_path)
+        if decision in _ON_CONTENT and not _is_signed(form):
+            return context.error_page(400, UNSIGNED, back_path)
         return _commit_or_explain(
             context, back_path, f"{decision}-{id}", lambda session: _decide(session, context, id, decision, form)
         )
@@ -63,6 +68,8 @@ def add_routes(routes: APIRouter, context: WebContext) -> None:
     def decide_quarantined(id: int, decision: str, form: Form) -> Response:
         if decision not in ("release", "discard"):
             return context.error_page(404, "This decision does not exist.", "/system")
+        if not _is_signed(form):
+            return context.error_page(400, UNSIGNED, "/system")
         done = "released" if decision == "release" else "discarded"
         reason = _audit_reason(done, form)
 
@@ -70,7 +77,7 @@ def add_routes(routes: APIRouter, context: WebContext) -> None:
             if decision == "release":
                 quarantined.release(session, context.config, id, reason=reason, now=context.now())
             else:
-                quarantined.discard(session, id, reason=reason, now=context.now())
+                quarantined.discard(session, context.config, id, reason=reason, now=context.now())
 
         return _commit_or_explain(context, "/system", f"{done}-{id}", decide)
 
@@ -143,6 +150,10 @@ def _resend(session: Session, context: WebContext, name: str, form: dict[str, st
 def _try_now(session: Session, context: WebContext, name: str, form: dict[str, str]) -> int:
     context.config.find_peer(name)
     return destinations.try_now(session, name, reason=_audit_reason("tried again", form), now=context.now())
+
+
+def _is_signed(form: dict[str, str]) -> bool:
+    return bool(read_line(form, "who") and read_line(form, "reason"))
 
 
 def _audit_reason(decision: str, form: dict[str, str]) -> str:

@@ -1,4 +1,7 @@
-"""DICOMweb roots: /dicom-web to read and store; /review/dicom-web, read-only, includes held results."""
+"""DICOMweb roots: /dicom-web to read and store, and two read-only ones for this node's viewer.
+
+The viewer's roots add windows from the pixels where the header has none; /review/dicom-web includes held results.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,10 @@ from dicomnode.monitoring.meters import Meters
 from dicomnode.web import methods, qido, stow, wado
 from dicomnode.web.holdings import Holdings
 
-__all__ = ["REVIEW", "ROOT", "create_router"]
+__all__ = ["REVIEW", "ROOT", "VIEW", "create_router"]
 
 ROOT = "/dicom-web"
+VIEW = "/viewer/dicom-web"
 REVIEW = "/review/dicom-web"
 
 
@@ -25,16 +29,16 @@ def create_router(
     sessions: sessionmaker[Session],
     *,
     now: Callable[[], datetime],
-    review: bool = False,
+    prefix: str = ROOT,
     meters: Meters | None = None,
 ) -> APIRouter:
-    """Create the routes of one of the two roots."""
-    prefix = REVIEW if review else ROOT
-    holdings = Holdings(engines.readers(sessions.kw["bind"]), config.spool_dir, prefix, include_held=review)
+    """Create the routes of one of the roots, by its ``prefix``."""
+    readers, is_open = engines.readers(sessions.kw["bind"]), prefix == ROOT
+    holdings = Holdings(readers, config.spool_dir, prefix, include_held=prefix == REVIEW, adds_windows=not is_open)
     routes = APIRouter(prefix=prefix)
     qido.add_routes(routes, holdings)
     wado.add_routes(routes, holdings)
-    if not review:
+    if is_open:
         stow.add_routes(routes, holdings, config, sessions, now=now, meters=meters)
     methods.add_options(routes)
     return routes

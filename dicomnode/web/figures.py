@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydicom.uid import RawDataStorage
 from sqlalchemy.orm import Session, sessionmaker
 
 from db import contents
 from db.contents import ResultSeries
 from db.models import Job, Series
-from dicomnode.errors import InputRefused
+from dicomnode.errors import InputRefused, NotFound
 from dicomnode.reading import frames
+from dicomnode.reading.unreadable import UNDECODABLE
 from dicomnode.storage import spool
 from dicomnode.web import kspace_pictures, pictures, segments
 from dicomnode.web.pictures import FramePlane, WindowChange
+from dicomnode.web.reading_table import build_table, choose_slice
 
 __all__ = ["Figure", "JobPictures", "find_correction", "find_referenced_series", "list_figures", "move_to_prior"]
 
@@ -70,9 +74,10 @@ class JobPictures:
     def draw(
         self, series_uid: str, slice_index: int | None, size: int, change: WindowChange = WindowChange()
     ) -> bytes | None:
-        """Draw a series, ``size`` pixels wide, at a slice (None: the middle one). Returns None for no picture."""
+        """Draw a series, ``size`` pixels wide, at a slice (None: the first to show). Returns None for no picture."""
         kind, planes = self.load_series(series_uid)
         reference = self.reference_planes()
+        slice_index = self.find_first_slice() if slice_index is None else slice_index
         if not planes:
             return self._draw_kspace(series_uid, reference, slice_index, size, change)
         place = _select_plane(reference or planes, slice_index)
@@ -83,8 +88,9 @@ class JobPictures:
             if selected is None:
                 return None
             if kind == "parametric map":
-                return pictures.draw_map(selected.path, selected.index, size)
-            return pictures.draw_frame(selected.path, selected.index, size, change)
+                return pictures.draw_map(_mark(selected), size)
+            plane = _clear_band(selected) if kind == "labelled image" else _mark(selected) if kind else selected
+            return pictures.draw_frame(plane, size, change)
         except InputRefused:
             return None
 
@@ -96,9 +102,14 @@ class JobPictures:
         except InputRefused:
             return None
 
-    def count_slices(self) -> int:
-        """Return the number of slices of the reference series."""
-        return len(self.reference_planes())
+    def find_first_slice(self) -> int:
+        """Return the slice to show first: that of the first finding, else the middle one. Raises NotFound, NodeBusy."""
+        reference = self.reference_planes()
+        with self.readers() as session:
+            job = session.get(Job, self.job_id)
+            if job is None:
+                raise NotFound(f"no job {self.job_id}")
+            return choose_slice(None, build_table(session, self.spool_dir, job, reference), len(reference))
 
     def _select_frame(self, series_uid: str, planes: Sequence[FramePlane], place: FramePlane) -> FramePlane | None:
         """Return the frame at a place; of an earlier examination None rather than a frame of another orientation."""
@@ -139,8 +150,9 @@ class JobPictures:
         at = pictures.find_nearest_plane(slices, place) or selected
         masks = tuple(plane for plane in planes if _is_at(plane, at, slices))
         if not masks and background_plane is not None:
-            return pictures.draw_frame(background_plane.path, background_plane.index, size, change)
-        return pictures.draw_overlay(masks, background_plane, size, change, segments.list_colours(selected.path))
+            return pictures.draw_frame(_mark(background_plane), size, change)
+        marked = tuple(map(_mark, masks))
+        return pictures.draw_overlay(marked, background_plane, size, change, segments.list_colours(selected.path))
 
     def reference_planes(self) -> Sequence[FramePlane]:
         """Return the slices that all pictures follow: those of the job's first image, else of its first input."""
@@ -186,17 +198,28 @@ def _is_at(plane: FramePlane, at: FramePlane, slices: Sequence[FramePlane]) -> b
     return abs(plane.height_mm - at.height_mm) < max(0.45 * abs(spacing_mm), 1e-3)
 
 
+@lru_cache(maxsize=256)
 def find_referenced_series(path: Path) -> str:
     """Return the UID of the series that a segmentation refers to, or ""."""
     try:
-        items = frames.read_header(path).get("ReferencedSeriesSequence") or []
-    except InputRefused:
+        items = frames.read_keywords(path, ["ReferencedSeriesSequence"]).get("ReferencedSeriesSequence") or []
+        return str(items[0].get("SeriesInstanceUID", "")) if items else ""
+    except (InputRefused, *UNDECODABLE):
         return ""
-    return str(items[0].get("SeriesInstanceUID", "")) if items else ""
 
 
 def _select_plane(planes: Sequence[FramePlane], slice_index: int | None) -> FramePlane:
     return planes[len(planes) // 2 if slice_index is None else min(max(slice_index, 0), len(planes) - 1)]
+
+
+def _mark(plane: FramePlane) -> FramePlane:
+    """Return a plane whose picture says that it is synthetic."""
+    return replace(plane, is_marked=True)
+
+
+def _clear_band(plane: FramePlane) -> FramePlane:
+    """Return a labelled plane without its lower letter, which would stand on the words SYNTHETIC."""
+    return replace(plane, sides=(*plane.sides[:3], ""))
 
 
 def _order_results(results: Sequence[Figure]) -> list[Figure]:
@@ -212,5 +235,7 @@ def _figure_kind(kind: str) -> str:
 
 
 def _source_caption(name: str, series: Series) -> str:
+    if series.attributes.get("SOPClassUID") == RawDataStorage:
+        return "zero-filled: computed by this node from the measured k-space, not an image of the scanner"
     description = str(series.attributes.get("SeriesDescription", "")) or series.modality
     return description if name == "match" else f"{description} ({name})"

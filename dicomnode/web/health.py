@@ -7,9 +7,12 @@ scheduler runs in this process, every sweep has succeeded lately; where workers 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import ssl
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 
 from fastapi import APIRouter
 from sqlalchemy import text
@@ -20,11 +23,15 @@ from starlette.responses import JSONResponse
 from db import engine as engines
 from db import migrations
 from dicomnode.config import Config
+from dicomnode.config.web import WebConfig
 from dicomnode.errors import OutOfSpace
 from dicomnode.monitoring.sweep_health import SweepHealth
 from dicomnode.storage import spool
 
-__all__ = ["create_router"]
+__all__ = ["ask", "create_router"]
+
+_ASK_TIMEOUT_S = 5.0
+_MOST_BYTES = 10_000
 
 
 class _Unhealthy(Exception):
@@ -59,6 +66,30 @@ def create_router(config: Config, sessions: sessionmaker[Session], sweep_health:
         return JSONResponse({"status": "ok" if ready else "failed"} | results, 200 if ready else 503)
 
     return routes
+
+
+def ask(web: WebConfig) -> dict[str, str] | None:
+    """Ask /readyz at the port of the web on this machine; return each part's state, or None where no node answers."""
+    connection = _connect(web)
+    try:
+        connection.request("GET", "/readyz")
+        answer = json.loads(connection.getresponse().read(_MOST_BYTES))
+    except (OSError, HTTPException, ValueError):
+        return None
+    finally:
+        connection.close()
+    if not isinstance(answer, dict) or not {"status", "database", "spool", "disk"} <= answer.keys():
+        return None
+    return {name: str(state) for name, state in answer.items() if name != "status"}
+
+
+def _connect(web: WebConfig) -> HTTPConnection:
+    host = "127.0.0.1" if web.host in ("0.0.0.0", "::", "") else web.host
+    if web.certificate_file is None:
+        return HTTPConnection(host, web.port, timeout=_ASK_TIMEOUT_S)
+    unchecked = ssl.create_default_context()  # the certificate need not name the loopback address
+    unchecked.check_hostname, unchecked.verify_mode = False, ssl.CERT_NONE
+    return HTTPSConnection(host, web.port, timeout=_ASK_TIMEOUT_S, context=unchecked)
 
 
 def _run_checks(parts: Mapping[str, Callable[[], None]]) -> dict[str, str]:

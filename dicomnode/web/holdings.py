@@ -28,12 +28,16 @@ _UID = re.compile(r"[0-9]+(\.[0-9]+)*", re.ASCII)
 
 @dataclass(frozen=True)
 class Holdings:
-    """The objects of one DICOMweb root. ``prefix``: its path; ``include_held``: true to include held results."""
+    """The objects of one DICOMweb root. ``prefix``: its path; ``include_held``: true to include held results.
+
+    ``adds_windows``: true for metadata with a window from the pixels where the header has none.
+    """
 
     readers: sessionmaker[Session]
     spool_dir: Path
     prefix: str
     include_held: bool = False
+    adds_windows: bool = False
 
     def find(self, study_uid: str, series_uid: str = "", sop_instance_uid: str = "") -> list[StoredObject]:
         """Find the instances of a study, series or UID that may leave the node. Raises 404 when there is none."""

@@ -14,6 +14,7 @@ from dicomnode import decoding, mrd
 from dicomnode.errors import InputRefused
 from dicomnode.reading import unreadable
 from dicomnode.web.pictures import Triple, WindowChange
+from dicomnode.web.sides import draw_sides, name_sides
 from pipelines.contract import KSpace
 
 __all__ = ["draw_kspace"]
@@ -46,7 +47,8 @@ def _render_kspace(path: Path, centre_mm: Triple | None, size: int, change: Wind
     _, rows_mm, columns_mm = (n * s for n, s in zip(kspace.grid.shape, kspace.grid.spacing_mm, strict=True))
     file = io.BytesIO()
     picture = Image.fromarray(grey).resize((size, max(1, round(size * rows_mm / columns_mm))))
-    picture.save(file, "JPEG", quality=90)
+    sides = name_sides(kspace.grid.affine_mm[:3, 0], kspace.grid.affine_mm[:3, 1])
+    draw_sides(picture, sides).save(file, "JPEG", quality=90)
     return file.getvalue()
 
 

@@ -49,6 +49,7 @@ def add_routes(routes: APIRouter, context: WebContext) -> None:
                 in_use=list_versions_in_use(session, context.config),
                 history=history[:_MOST_ROWS],
                 compared={name: rows for name, rows in compared.items() if rows},
+                learns=bool(context.config.learning),
                 message=flash_message(done),
             )
 
@@ -167,4 +168,9 @@ def _render_card(facts: BundleFacts) -> Markup | None:
             image.attrs["src"] = f"/models/{quote(facts.name)}@{quote(facts.version)}/{quote(str(image.attrs['src']))}"
         if "right" in str(token.attrs.pop("style", "")):  # the pages' Content-Security-Policy allows no inline styles
             token.attrs["class"] = "right"
+        if token.type == "table_open":
+            token.attrs["tabindex"] = "0"  # wide tables scroll, by keyboard too
+    for cell, content, end in zip(tokens, tokens[1:], tokens[2:], strict=False):
+        if cell.type == "th_open" and not content.content:  # a heading of nothing: screen readers announce it
+            cell.tag = end.tag = "td"
     return Markup(markdown.renderer.render(tokens, markdown.options, {}))

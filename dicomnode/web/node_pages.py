@@ -70,9 +70,10 @@ def _peers_page(
 def _system_page(session: Session, context: WebContext, before: int | None, message: str) -> HTMLResponse:
     events = trail.list_latest(session, before=before, limit=_EVENTS_PER_PAGE)
     with_study = select(Quarantine, Study).outerjoin(Study, Study.study_uid == Quarantine.study_uid)
+    measured = status.collect_status(session, context.config, now=context.now())
     quarantined = with_study.where(Quarantine.state == QuarantineState.KEPT).order_by(Quarantine.id.desc())
     return context.page(
-        session, "system.html", measured=status.collect_status(session, context.config, now=context.now()),
+        session, "system.html", measured=measured, studies=status.count_shown_states(measured),
         quarantined=session.execute(quarantined.limit(_MOST_QUARANTINED)).all(), message=message,
         lines=[(group[0].at, _describe_group(group)) for group in _group_arrivals(events)], before=before,
         older=events[-1].seq if len(events) == _EVENTS_PER_PAGE else None, spool=context.config.spool,

@@ -25,6 +25,8 @@ _PLACEHOLDER_SVG = (
 )
 """Placeholder for objects without pixels, such as reports and raw data."""
 _SHORT_CACHE = {"Cache-Control": "private, max-age=60"}
+_FIGURE_CACHE = {"Cache-Control": "private, max-age=3600"}
+"""Of pictures of a job, whose inputs and results never change."""
 _SIZES = (64, 1024)
 _THUMBNAIL_WIDTH = 120
 _PDF_PAGE = "report page (PDF)"
@@ -66,11 +68,12 @@ def add_routes(routes: APIRouter, context: WebContext) -> None:
         content = job_pictures(id).draw(require_uid(series_uid), at, size, change)
         if content is None:
             raise HTTPException(404, "there is nothing to draw")
-        return Response(content, media_type="image/jpeg", headers=_SHORT_CACHE)
+        return Response(content, media_type="image/jpeg", headers=_FIGURE_CACHE)
 
     @routes.get("/jobs/{id:row}/depth")
     def depth(id: int) -> dict[str, int]:
-        return {"slices": job_pictures(id).count_slices()}
+        pictures = job_pictures(id)
+        return {"slices": len(pictures.reference_planes()), "first": pictures.find_first_slice()}
 
 
 def _thumbnail_response(context: WebContext, uid: str, series_uid: str = "") -> Response:

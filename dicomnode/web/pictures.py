@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +18,13 @@ from pydicom.dataset import Dataset
 from dicomnode import decoding
 from dicomnode.errors import InputRefused
 from dicomnode.reading import frames
+from dicomnode.reading.unreadable import UNDECODABLE
 from dicomnode.transcoding import pixels
 from dicomnode.web import rendered
+from dicomnode.web.sides import NO_SIDES, Sides, draw_mark, draw_sides, name_sides
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
 
 __all__ = [
     "FramePlane",
@@ -26,6 +33,7 @@ __all__ = [
     "draw_map",
     "draw_overlay",
     "draw_thumbnail",
+    "find_nearest_index",
     "find_nearest_plane",
     "list_planes",
 ]
@@ -42,7 +50,13 @@ _OPACITY = 0.45
 _FILES_PER_CALL = 100
 """Number of files whose planes are read in one call."""
 _MOST_PLANES = 20_000
+_PLACE_KEYWORDS = (
+    "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SharedFunctionalGroupsSequence",
+    "PerFrameFunctionalGroupsSequence",
+)  # fmt: skip
+"""Keywords at the top of a file that say where its frames lie."""
 _MOST_MASKS = 256
+_LOCKS = tuple(Lock() for _ in range(16))
 
 Triple = tuple[float, float, float]
 Colour = tuple[int, int, int]
@@ -61,7 +75,8 @@ class WindowChange:
 class FramePlane:
     """Frame ``index`` (from 0) of a file, with the position of its first pixel and its normal in the patient (LPS, mm).
 
-    ``segment``: number of the segment that the frame masks; 0 for none or several; ``centre_mm``: of the frame.
+    ``segment``: number of the segment that the frame masks; 0 for none or several; ``centre_mm``: of the frame;
+    ``sides``: the letters that its picture shows; ``is_marked``: true where the picture says that it is synthetic.
     """
 
     path: Path
@@ -70,6 +85,8 @@ class FramePlane:
     normal: Triple
     segment: int = 0
     centre_mm: Triple = (0.0, 0.0, 0.0)
+    sides: Sides = NO_SIDES
+    is_marked: bool = False
 
     @property
     def height_mm(self) -> float:
@@ -85,12 +102,17 @@ def draw_thumbnail(path: Path) -> bytes | None:
         return None
 
 
-@lru_cache(maxsize=32)
 def list_planes(paths: tuple[Path, ...]) -> tuple[FramePlane, ...]:
     """List the planes of a series' files along the first one's normal, without files that have no pixels or position.
 
     Returns none for a series of more than _MOST_PLANES planes. Raises NodeBusy.
     """
+    with _LOCKS[hash(paths) % len(_LOCKS)]:  # the pictures of a page ask for the same series at once
+        return _list_planes(paths)
+
+
+@lru_cache(maxsize=32)
+def _list_planes(paths: tuple[Path, ...]) -> tuple[FramePlane, ...]:
     found: list[FramePlane] = []
     for at in range(0, len(paths), _FILES_PER_CALL):
         found += _read_planes(paths[at : at + _FILES_PER_CALL])
@@ -104,21 +126,26 @@ def list_planes(paths: tuple[Path, ...]) -> tuple[FramePlane, ...]:
 
 def find_nearest_plane(found: Sequence[FramePlane], place: FramePlane) -> FramePlane | None:
     """Find the plane nearest to ``place``; None when the planes have another orientation."""
+    index = find_nearest_index(found, place)
+    return None if index is None else found[index]
+
+
+def find_nearest_index(found: Sequence[FramePlane], place: FramePlane) -> int | None:
+    """Find the index of the plane nearest to ``place``; None when the planes have another orientation."""
     if not found or abs(np.dot(found[0].normal, place.normal)) < _LEAST_PARALLEL_COSINE:
         return None
-    return min(
-        found, key=lambda plane: abs(float(np.dot(np.subtract(plane.position_mm, place.centre_mm), plane.normal)))
-    )
+    offsets_mm = np.subtract([plane.position_mm for plane in found], place.centre_mm)
+    return int(np.abs((offsets_mm * [plane.normal for plane in found]).sum(axis=1)).argmin())
 
 
-def draw_frame(path: Path, index: int, size: int, change: WindowChange = WindowChange()) -> bytes:
+def draw_frame(plane: FramePlane, size: int, change: WindowChange = WindowChange()) -> bytes:
     """Draw a frame in grey, or in its own colours, ``size`` pixels wide. Raises InputRefused, NodeBusy."""
-    return decoding.run_cached(_render_frame, path, index, size, change)
+    return decoding.run_cached(_render_frame, plane, size, change)
 
 
-def draw_map(path: Path, index: int, size: int) -> bytes:
+def draw_map(plane: FramePlane, size: int) -> bytes:
     """Draw a map in matplotlib's magma: small values are dark. Raises InputRefused, NodeBusy."""
-    return decoding.run_cached(_render_map, path, index, size)
+    return decoding.run_cached(_render_map, plane, size)
 
 
 def draw_overlay(
@@ -144,17 +171,16 @@ def _render_thumbnail(path: Path) -> bytes:
     return rendered.render_frame(path, place.frames // 2, rendered.RenderOptions(size=_THUMBNAIL, quality=85))
 
 
-def _render_frame(path: Path, index: int, size: int, change: WindowChange) -> bytes:
-    options = rendered.RenderOptions(size=_bounding_size(size), shift=change.shift, stretch=change.stretch)
-    return rendered.render_frame(path, index, options)
+def _render_frame(plane: FramePlane, size: int, change: WindowChange) -> bytes:
+    return _encode_jpeg(_letter(_render_picture(plane, size, change), plane))
 
 
-def _render_map(path: Path, index: int, size: int) -> bytes:
+def _render_map(plane: FramePlane, size: int) -> bytes:
     from matplotlib import colormaps
     from PIL import Image
 
     table = (255 * np.asarray(colormaps["magma"](np.arange(256)))[:, :3]).round().astype(np.uint8)
-    return _encode_jpeg(Image.fromarray(table[_render_grey(path, index, size)]))
+    return _encode_jpeg(_letter(Image.fromarray(table[_render_grey(plane, size)]), plane))
 
 
 def _render_overlay(
@@ -172,13 +198,19 @@ def _render_overlay(
     shape = (max(1, round(rows * size / columns)), size)
     picture = np.zeros((*shape, 3))
     if background is not None:
-        grey = Image.fromarray(_render_grey(background.path, background.index, size, change)).resize(shape[::-1])
+        grey = Image.fromarray(_render_grey(background, size, change)).resize(shape[::-1])
         picture += np.asarray(grey, float)[..., None]
     for found in labels:
         resized = np.asarray(Image.fromarray(found).resize(shape[::-1], Image.Resampling.NEAREST))
         painted = table[resized]
         picture = np.where(resized[..., None] > 0, (1 - _OPACITY) * picture + _OPACITY * painted, picture)
-    return _encode_jpeg(Image.fromarray(picture.round().astype(np.uint8)))
+    return _encode_jpeg(_letter(Image.fromarray(picture.round().astype(np.uint8)), masks[0]))
+
+
+def _letter(picture: Picture, plane: FramePlane) -> Picture:
+    """Return the picture with the letters of its sides and, where it is synthetic, with that word."""
+    lettered = draw_sides(picture, plane.sides)
+    return draw_mark(lettered) if plane.is_marked else lettered
 
 
 def _colour_table(colours: tuple[tuple[int, Colour], ...]) -> NDArray[np.float64]:
@@ -203,15 +235,15 @@ def _read_planes(paths: Sequence[Path]) -> list[FramePlane]:
         middle = len(paths) // 2
         return _read_planes(paths[:middle]) + _read_planes(paths[middle:]) if middle else []
     return [
-        FramePlane(paths[file], index, _triple(position), _triple(normal), segment, _triple(centre))
-        for file, index, position, normal, segment, centre in rows
+        FramePlane(paths[file], index, _triple(position), _triple(normal), segment, _triple(centre), tuple(sides))
+        for file, index, position, normal, segment, centre, sides in rows
     ]
 
 
 def _encode_planes(paths: tuple[Path, ...]) -> bytes:
     """Encode planes as JSON rows of numbers; the first one is the index of the file."""
     rows = [
-        (file, plane.index, plane.position_mm, plane.normal, plane.segment, plane.centre_mm)
+        (file, plane.index, plane.position_mm, plane.normal, plane.segment, plane.centre_mm, plane.sides)
         for file, path in enumerate(paths)
         for plane in _planes_of_file(path)
     ]
@@ -220,13 +252,13 @@ def _encode_planes(paths: tuple[Path, ...]) -> bytes:
 
 def _planes_of_file(path: Path) -> Iterator[FramePlane]:
     try:
-        place = pixels.read_layout(path)
-        if place is None or place.frames > _MOST_PLANES:
+        layout = pixels.read_layout(path)
+        if layout is None or layout.frames > _MOST_PLANES:
             return
-        found = frames.frames_of(frames.read_header(path))
-    except (InputRefused, OSError):
+        found = frames.frames_of(frames.read_keywords(path, _PLACE_KEYWORDS))
+        yield from [plane for frame in found if (plane := _make_plane(path, frame)) is not None]
+    except (InputRefused, *UNDECODABLE):
         return
-    yield from (plane for frame in found if (plane := _make_plane(path, frame)) is not None)
 
 
 def _make_plane(path: Path, frame: frames.Frame) -> FramePlane | None:
@@ -237,7 +269,8 @@ def _make_plane(path: Path, frame: frames.Frame) -> FramePlane | None:
     item = frame.item("SegmentIdentificationSequence")
     segment = int(item.get("ReferencedSegmentNumber", 0)) if isinstance(item, Dataset) else 0
     centre = _find_centre(frame, position, axes)
-    return FramePlane(path, frame.number, _triple(position), _triple(normal), segment, _triple(centre))
+    sides = name_sides(axes[:3], axes[3:])
+    return FramePlane(path, frame.number, _triple(position), _triple(normal), segment, _triple(centre), sides)
 
 
 def _find_centre(frame: frames.Frame, position: NDArray[np.float64], axes: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -253,14 +286,19 @@ def _triple(values: Sequence[float] | NDArray[np.float64]) -> Triple:
     return float(values[0]), float(values[1]), float(values[2])
 
 
-def _render_grey(path: Path, index: int, size: int, change: WindowChange = WindowChange()) -> NDArray[np.uint8]:
+def _render_grey(plane: FramePlane, size: int, change: WindowChange = WindowChange()) -> NDArray[np.uint8]:
     """Render a frame through its window, as grey values from 0 to 255."""
+    return np.asarray(_render_picture(plane, size, change).convert("L"))
+
+
+def _render_picture(plane: FramePlane, size: int, change: WindowChange) -> Picture:
     from PIL import Image
 
     options = rendered.RenderOptions("image/png", size=_bounding_size(size), shift=change.shift, stretch=change.stretch)
-    content = rendered.render_frame(path, index, options)
+    content = rendered.render_frame(plane.path, plane.index, options)
     with Image.open(io.BytesIO(content)) as picture:
-        return np.asarray(picture.convert("L"))
+        picture.load()
+        return picture
 
 
 def _segment_labels(mask: FramePlane) -> NDArray[np.uint8]:
@@ -278,7 +316,7 @@ def _require_layout(path: Path) -> pixels.PixelLayout:
     return place
 
 
-def _encode_jpeg(picture: object) -> bytes:
+def _encode_jpeg(picture: Picture) -> bytes:
     file = io.BytesIO()
-    picture.save(file, "JPEG", quality=90)  # type: ignore[attr-defined]  # PIL's image, imported on use
+    picture.save(file, "JPEG", quality=90)
     return file.getvalue()

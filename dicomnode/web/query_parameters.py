@@ -55,6 +55,7 @@ def parse_search(request: Request, level: Level, path: dict[str, str]) -> Search
     _require_unique([name for name in query if name != "includefield"], parameters)
     supported = catalogue.supported_keywords(level)
     known = [(keyword, _parse_value(keyword, value)) for keyword, _, value in keys if keyword in supported]
+    unmatched = catalogue.find_unmatched(dict(known))
     if len(dict(known)) < len(known):
         raise HTTPException(400, "the query names an attribute more than once")
     fields = [part for name, value in parameters if name == "includefield" for part in value.split(",") if part]
@@ -62,7 +63,9 @@ def parse_search(request: Request, level: Level, path: dict[str, str]) -> Search
         raise HTTPException(400, f"includefield names more than {_MOST_FIELDS} attributes")
     requested = {part: _parse_keyword(part) for part in fields if part != "all"}
     unknown = [
-        name for keyword, name, value in keys if keyword not in supported and (name, value) not in _DEFAULT_PARAMETERS
+        name
+        for keyword, name, value in keys
+        if keyword in unmatched or (keyword not in supported and (name, value) not in _DEFAULT_PARAMETERS)
     ]
     return SearchParameters(
         _merge_path(dict(known), path),
@@ -104,9 +107,10 @@ def _parse_keyword(name: str) -> str:
 
 
 def _parse_value(keyword: str, value: str) -> str:
-    """Replace the commas in a list of UIDs by backslashes (PS3.18 8.3.4.1)."""
+    """Replace the commas in a list of UIDs by backslashes (PS3.18 8.3.4.1), and remove spaces at both ends, which
+    have no meaning (PS3.5 6.2)."""
     tag = tag_for_keyword(keyword.rpartition(".")[2])
-    return value.replace(",", "\\") if tag and dictionary_VR(tag) == "UI" else value
+    return value.replace(",", "\\") if tag and dictionary_VR(tag) == "UI" else value.strip(" ")
 
 
 def _merge_path(keys: dict[str, str], path: dict[str, str]) -> dict[str, str]:

@@ -9,7 +9,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session, joinedload
 from starlette.responses import HTMLResponse
 
-from db import contents, overview
+from db import contents, overview, readings
 from db.models import Delivery, Job, Output, Study
 from db.states import DeliveryState, JobState
 from dicomnode.web import figures, study_progress
@@ -119,4 +119,5 @@ def _job_page(session: Session, context: WebContext, job: Job, message: str) -> 
         session, "job.html", card=card, study=job.study, inputs=inputs, facts=facts,
         figures=figures.list_figures(job.id, inputs, card.made), notes=job.report.get("notes", []), message=message,
         review=viewer_url(job.study.study_uid, review=job.state is JobState.HELD),
+        has_reading=bool(card.made) and job.shadow_of_id is None and readings.is_readable(session, job),
     )  # fmt: skip

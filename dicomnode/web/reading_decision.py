@@ -18,6 +18,7 @@ from dicomnode.errors import NodeError, NotAllowed, NotFound
 from dicomnode.execution import reading_notes
 from dicomnode.results.reader_decision import ReaderDecision
 from dicomnode.web.context import WebContext
+from dicomnode.web.decisions import UNSIGNED
 from dicomnode.web.forms import Form, read_line
 from dicomnode.web.holdings import require_uid
 from dicomnode.web.reading_page import summarize_job
@@ -66,7 +67,7 @@ def _read_fields(form: dict[str, str]) -> _Fields | str:
     verdict = form.get("verdict", "")
     who, reason = read_line(form, "who"), read_line(form, "reason")
     if verdict not in list(ReadingVerdict) or not who or not reason:
-        return "A decision needs your initials and a reason."
+        return UNSIGNED
     if not _INITIALS.fullmatch(who):
         return "Initials are letters, digits, spaces, points, hyphens and apostrophes, a letter or digit first."
     return _Fields(ReadingVerdict(verdict), who, reason)

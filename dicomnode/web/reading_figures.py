@@ -16,7 +16,7 @@ from dicomnode.web.viewer import Layout
 
 __all__ = ["ReadingFigure", "choose_layout", "list_figures"]
 
-_TITLES = {"prior": "Earlier examination", "source": "Source", "image": "Result", "map": "Uncertainty",
+_TITLES = {"prior": "Earlier examination", "source": "Source", "image": "Result", "map": "Map",
            "mask": "Segmentation"}  # fmt: skip
 _NO_PICTURES = ("SR", "KO", "DOC")
 
@@ -41,10 +41,15 @@ def list_figures(session: Session, job: Job) -> list[ReadingFigure]:
     own = [(name, series) for name, series in inputs if series.series_uid not in priors]
     date = FILTERS["date"](job.study.study_date)
     found = [
-        ReadingFigure(each.address, each.kind, _TITLES[each.kind], each.caption.removeprefix("SYN "), date)
+        ReadingFigure(each.address, each.kind, _title(each.kind, each.caption), each.caption.removeprefix("SYN "), date)
         for each in figures.list_figures(job.id, own, results)
     ]
     return [*_list_priors(job, inputs, priors)[:1], *found]
+
+
+def _title(kind: str, caption: str) -> str:
+    """Return the title; a map is one of uncertainty where its description says so, else it may be a probability."""
+    return "Uncertainty" if kind == "map" and "standard deviation" in caption.lower() else _TITLES[kind]
 
 
 def choose_layout(session: Session, job: Job, spool_dir: Path, slice_index: int) -> Layout | None:

@@ -19,14 +19,13 @@ from db.models import Job, Study
 from db.states import JobState
 from dicomnode.report import summary
 from dicomnode.report.recorded import read_measurements
-from dicomnode.results import label
 from dicomnode.web import reading_figures
 from dicomnode.web.context import WebContext, flash_message
 from dicomnode.web.figures import JobPictures
 from dicomnode.web.holdings import require_uid
 from dicomnode.web.picture_routes import LARGEST_SHIFT, STRETCHES, Level, Width
 from dicomnode.web.pictures import WindowChange
-from dicomnode.web.reading_table import ReadingTable, build_table
+from dicomnode.web.reading_table import build_table, choose_slice
 from dicomnode.web.template_filters import FILTERS
 from dicomnode.web.viewer import reading_url, viewer_url
 
@@ -52,9 +51,9 @@ def add_routes(routes: APIRouter, context: WebContext) -> None:
         with context.readers() as session:
             study = studies.find_by_uid(session, require_uid(uid))
             results = _list_readable(session, study) if study is not None else []
-            chosen = next((each for each in results if job in (0, each.id)), None)
+            chosen = next((each for each in results if each.id == job or (not job and not each.is_trial)), None)
             if study is None or chosen is None:
-                return context.error_page(404, "The study has no result to read.", f"/studies/{uid}" if study else "/")
+                return context.error_page(404, _describe_none(results), f"/studies/{uid}" if study else "/")
             change = WindowChange(level / 100, width / 100)
             return _reading_page(session, context, study, results, chosen, at, change, flash_message(done))
 
@@ -80,14 +79,22 @@ def summarize_job(session: Session, job: Job) -> Summary:
 
 
 def _list_readable(session: Session, study: Study) -> list[Job]:
-    """Return the study's jobs with a result to read, the newest first, also those whose held result was discarded."""
-    query = select(Job).where(Job.study_id == study.id, Job.shadow_of_id.is_(None)).order_by(Job.id.desc())
+    """Return the study's jobs with a result to read, trials last, each the newest first.
+
+    Jobs whose held result was discarded are among them.
+    """
+    query = select(Job).where(Job.study_id == study.id, Job.shadow_of_id.is_(None))
     return [
         job
-        for job in session.scalars(query)
-        if (job.state in readings.READABLE_STATES or readings.find_latest(session, job.id) is not None)
-        and any(output.expired_at is None for output in job.outputs)
+        for job in session.scalars(query.order_by(Job.is_trial, Job.id.desc()))
+        if readings.is_readable(session, job) and any(output.expired_at is None for output in job.outputs)
     ]
+
+
+def _describe_none(results: list[Job]) -> str:
+    if any(each.is_trial for each in results):
+        return "The study has no result of a route to read. The result of a trial is read from the page of its job."
+    return "The study has no result to read."
 
 
 def _reading_page(
@@ -103,14 +110,13 @@ def _reading_page(
     pictures = JobPictures(context.readers, context.config.spool_dir, job.id)
     reference = pictures.reference_planes()
     table = build_table(session, context.config.spool_dir, job, reference)
-    at = _choose_slice(at, table, len(reference))
+    at = choose_slice(at, table, len(reference))
     return context.page(
         session,
         "reading.html",
         study=study,
         job=job,
         results=results,
-        marks=label.TEXT,
         summary=summarize_job(session, job),
         figures=reading_figures.list_figures(session, job),
         table=table,
@@ -133,10 +139,3 @@ def _viewer_address(session: Session, context: WebContext, job: Job, at: int) ->
     if layout is None:
         return viewer_url(job.study.study_uid, review=is_held)
     return reading_url(job.study.study_uid, layout, review=is_held)
-
-
-def _choose_slice(at: int | None, table: ReadingTable, count: int) -> int:
-    """Return the slice to show first: that of the first row with a place, else the middle one."""
-    if at is None:
-        at = next((row.slice_index for row in table.rows if row.slice_index is not None), count // 2)
-    return min(max(at, 0), max(count - 1, 0))

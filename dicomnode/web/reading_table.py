@@ -17,7 +17,7 @@ from dicomnode.web import pictures, segments
 from dicomnode.web.pictures import Colour, FramePlane
 from dicomnode.web.segments import SegmentInfo
 
-__all__ = ["LegendEntry", "ReadingRow", "ReadingTable", "build_table"]
+__all__ = ["LegendEntry", "ReadingRow", "ReadingTable", "build_table", "choose_slice"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,14 @@ class ReadingTable:
     has_places: bool
 
 
+def choose_slice(at: int | None, table: ReadingTable, count: int) -> int:
+    """Return the slice to show first: ``at``, else that of the first row or segment with a place, else the middle."""
+    if at is None:
+        places = [row.slice_index for row in table.rows] + [entry.slice_index for entry in table.legend]
+        at = next((each for each in places if each is not None), count // 2)
+    return min(max(at, 0), max(count - 1, 0))
+
+
 @dataclass(frozen=True)
 class _Located:
     info: SegmentInfo
@@ -77,16 +85,14 @@ def _locate_segments(session: Session, spool_dir: Path, job: Job, reference: Seq
             continue
         path = spool.path(spool_dir, result.first_sha256)
         planes = pictures.list_planes((path,))
+        by_segment: dict[int, list[FramePlane]] = {}
+        for plane in planes:
+            by_segment.setdefault(plane.segment, []).append(plane)
         for info in segments.list_segments(path):
-            own = [plane for plane in planes if plane.segment == info.number]
-            at = _find_index(reference, own[len(own) // 2]) if own else None
+            own = by_segment.get(info.number, [])
+            at = pictures.find_nearest_index(reference, own[len(own) // 2]) if own else None
             found.append(_Located(info, at))
     return found
-
-
-def _find_index(reference: Sequence[FramePlane], plane: FramePlane) -> int | None:
-    nearest = pictures.find_nearest_plane(reference, plane)
-    return None if nearest is None else reference.index(nearest)
 
 
 def _list_legend(located: Sequence[_Located]) -> list[LegendEntry]:

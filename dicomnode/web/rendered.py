@@ -8,6 +8,7 @@ import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from dicomnode.errors import InputRefused
 from dicomnode.reading import frames, lookup, padding
 from dicomnode.transcoding import pixels
 
-__all__ = ["BadQuery", "RenderOptions", "render_frame"]
+__all__ = ["BadQuery", "RenderOptions", "choose_window", "render_frame"]
 
 _WINDOW = re.compile(r"(-?[\d.]+(?:e-?\d+)?),(-?[\d.]+(?:e-?\d+)?)(?:,([a-z-]+))?", re.IGNORECASE)
 _NUMBER = re.compile(r"[0-9]{1,4}")
@@ -71,8 +72,7 @@ def render_frame(path: Path, index: int, options: RenderOptions) -> bytes:
     place = pixels.read_layout(path)
     if place is None or not 0 <= index < place.frames:
         raise InputRefused("the instance has no such frame")
-    ds = frames.read_header(path)
-    frame = frames.frames_of(ds)[index]
+    frame = _read_frames(path)[index]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         image = Image.fromarray(_to_bytes(frame, pixels.decode_array(place, index), options))
@@ -87,6 +87,12 @@ def render_frame(path: Path, index: int, options: RenderOptions) -> bytes:
     return file.getvalue()
 
 
+@lru_cache(maxsize=2)
+def _read_frames(path: Path) -> list[frames.Frame]:
+    """Return the frames of a spooled file, which never changes; the next slices of the same series need them, too."""
+    return frames.frames_of(frames.read_header(path))
+
+
 def _to_bytes(frame: frames.Frame, values: NDArray[Any], options: RenderOptions) -> NDArray[np.uint8]:
     """Convert stored values to (row, column) or (row, column, RGB), 0 to 255."""
     photometric = str(frame.get("PhotometricInterpretation", "MONOCHROME2"))
@@ -98,7 +104,7 @@ def _to_bytes(frame: frames.Frame, values: NDArray[Any], options: RenderOptions)
     place = frame.item("PixelValueTransformationSequence") or frame.header
     grey = lookup.apply_rescale(values, place, frames.cite(frame.header))
     padded = padding.find(frame.header, values)
-    centre, width, function = options.window or _header_window(frame) or _percentile_window(grey[~padded])
+    centre, width, function = options.window or _header_window(frame) or choose_window(grey[~padded])
     changed = (centre + options.shift * width, options.stretch * width, function)
     windowed = _apply_window(grey, changed)
     windowed = 255 - windowed if photometric == "MONOCHROME1" else windowed
@@ -136,7 +142,8 @@ def _first_number(value: Any) -> float | None:
     return float(value if isinstance(value, str | float | int) else value[0])
 
 
-def _percentile_window(grey: Grey) -> tuple[float, float, str]:
+def choose_window(grey: Grey) -> tuple[float, float, str]:
+    """Return a window that shows values without one: nearly all of them, from black to white."""
     finite = grey[np.isfinite(grey)]
     low, high = np.percentile(finite, [_LOWEST, _HIGHEST]) if finite.size else (0.0, 1.0)
     if high <= low and finite.size:  # a mask: nearly all of it is background

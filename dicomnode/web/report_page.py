@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session
 from starlette.responses import Response
 
 from db.models import Job, Output, Study
+from db.states import JobState
 from dicomnode.config import Config
 from dicomnode.errors import NotFound
 
@@ -29,6 +30,7 @@ _log = logging.getLogger(__name__)
 
 MEDIA_TYPES = MappingProxyType({"png": "image/png", "pdf": "application/pdf"})
 _TIMEOUT_S = 120.0
+_STATES = (JobState.DONE, JobState.HELD, JobState.REFUSED)
 _MOST_CACHED = 16
 
 Version = tuple[int, str]
@@ -39,14 +41,21 @@ _lock = threading.Lock()
 
 
 def results_version(session: Session, study: Study) -> Version:
-    """Return the version of a study's results; a page of an earlier version is outdated."""
-    made = select(func.count(Output.id), func.max(Output.created_at)).join(Job).where(Job.study_id == study.id)
+    """Return the version of a study's results that a page can show; a page of an earlier version is outdated.
+
+    Trials, and held results that were discarded, have no page.
+    """
+    made = (
+        select(func.count(Output.id), func.max(Output.created_at))
+        .join(Job)
+        .where(Job.study_id == study.id, ~Job.is_trial, Job.state.in_(_STATES), Output.expired_at.is_(None))
+    )
     count, last = session.execute(made).one()
     return count, str(last)
 
 
 def find_stored_page(config: Config, study: Study, kind: str) -> Response | None:
-    """Return the page that is a result of the study's newest job, or None."""
+    """Return the page that is a result of the study's newest job of a route, or None."""
     from dicomnode.execution import stored  # imports readers of results, which a receiver does not need
 
     try:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dicomnode import decoding
 from dicomnode.errors import InputRefused
-from dicomnode.reading import frames
+from dicomnode.reading import frames, unreadable
 from dicomnode.web.pictures import Colour
 
 __all__ = ["SegmentInfo", "list_colours", "list_segments"]
@@ -45,7 +45,9 @@ def _encode_segments(path: Path) -> bytes:
     import highdicom as hd
 
     rows = []
-    for item in frames.read_header(path).get("SegmentSequence") or []:
+    ds = frames.read_keywords(path, ["SegmentSequence"])
+    unreadable.decode(ds)
+    for item in ds.get("SegmentSequence") or []:
         label = str(item.get("SegmentLabel", ""))
         cielab = item.get("RecommendedDisplayCIELabValue")
         colour = [int(each) for each in hd.color.CIELabColor.from_dicom_value(cielab).to_rgb()] if cielab else None

@@ -10,7 +10,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 from starlette.responses import HTMLResponse, Response
 
-from db import contents, overview, studies, trail
+from db import contents, overview, quarantine, readings, studies, trail
 from db.contents import DeliverySummary, ResultSeries
 from db.models import Job, Study
 from db.states import JobState, StudyState
@@ -18,6 +18,7 @@ from dicomnode.routing import routing
 from dicomnode.web import report_page, study_progress
 from dicomnode.web.context import WebContext, flash_message
 from dicomnode.web.holdings import require_uid
+from dicomnode.web.masking import mask_names
 from dicomnode.web.study_progress import JobProgress
 from dicomnode.web.viewer import viewer_url
 
@@ -109,6 +110,8 @@ def _study_page(session: Session, context: WebContext, study: Study, message: st
     job_cards = build_job_cards(session, context, jobs[:_MOST_JOBS], typical)
     series = contents.list_received_series(session, study.id, limit=MOST_SERIES + 1)
     verdicts = routing.explain_study(session, study, context.config.routes)
+    if context.config.web.mask_names:
+        verdicts = [mask_names(each) for each in verdicts]
     routed = {card.job.route for card in job_cards}
     unused = [each.route for each in verdicts if each.matched and each.route not in routed]
     return context.page(
@@ -118,6 +121,7 @@ def _study_page(session: Session, context: WebContext, study: Study, message: st
         tally=tally,
         progress=study_progress.describe_study_progress(study, tally, typical, context.now()),
         series=series[:MOST_SERIES],
+        quarantined=quarantine.count_undecided(session, study.study_uid),
         has_more_series=len(series) > MOST_SERIES,
         has_more_jobs=len(jobs) > _MOST_JOBS,
         cards=job_cards,
@@ -128,5 +132,8 @@ def _study_page(session: Session, context: WebContext, study: Study, message: st
         review=viewer_url(study.study_uid, review=True),
         has_held=any(card.job.state is JobState.HELD for card in job_cards),
         has_report=report_page.has_results(session, study),
+        has_reading=any(
+            card.made and not card.job.is_trial and readings.is_readable(session, card.job) for card in job_cards
+        ),
         message=message,
     )

@@ -48,10 +48,14 @@ class JobProgress:
     @property
     def text(self) -> str:
         """Percentage and remaining time as text."""
-        left = "" if self.remaining_s is None else f", about {format_duration(max(1.0, self.remaining_s))} left"
-        if self.remaining_s is not None and self.remaining_s < 1:
-            left = ", nearly finished"
-        return f"{self.percent} %{left}"
+        return f"{self.percent} %" + ("" if self.remaining_s is None else f", {self._describe_rest(self.remaining_s)}")
+
+    def _describe_rest(self, remaining_s: float) -> str:
+        if remaining_s < 1 and self.percent >= 50:
+            return "nearly finished"
+        if remaining_s <= 0:
+            return "longer than the last runs"
+        return f"about {format_duration(max(1.0, remaining_s))} left"
 
 
 @dataclass(frozen=True)
@@ -67,12 +71,13 @@ class StudyProgress:
 def describe_study_progress(study: Study, tally: Tally, typical: Mapping[str, float], now: datetime) -> StudyProgress:
     """Describe the progress of a study. ``typical``: typical duration of each pipeline's jobs in seconds."""
     at_work = tuple(describe_job_progress(job, typical, now) for job in tally.jobs if job.state is JobState.RUNNING)
+    ran = _run_step(tally, at_work)
     steps = (
         _received_step(study, tally),
         _complete_step(study),
         _routed_step(study, tally),
-        _run_step(tally, at_work),
-        _delivered_step(tally),
+        ran,
+        _delivered_step(tally, ran),
     )
     decisive = _decisive_step(study, steps)
     return StudyProgress(decisive.state, decisive.text, steps, at_work)
@@ -138,17 +143,20 @@ def _run_step(tally: Tally, at_work: Sequence[JobProgress]) -> Step:
             return Step("Run", step_state, f"{several}{text}")
     if any(job.state is JobState.DONE for job in tally.jobs):
         return Step("Run", "done", "finished")
-    return Step("Run", "cancelled", "cancelled") if tally.jobs else Step("Run", "none", "")
+    if not tally.jobs:
+        return Step("Run", "none", "")
+    is_discarded = any(job.state_name == "discarded" for job in tally.jobs)
+    return Step("Run", "cancelled", "discarded" if is_discarded else "cancelled")
 
 
 def _describe_running(job: JobProgress) -> str:
     return f"running: {job.step}" if job.step else "running"
 
 
-def _delivered_step(tally: Tally) -> Step:
+def _delivered_step(tally: Tally, ran: Step) -> Step:
     total, delivered = sum(tally.deliveries.values()), tally.deliveries.get(DeliveryState.DELIVERED, 0)
     if not total:
-        return Step("Delivered", "none", "")
+        return Step("Delivered", "none", "nothing to deliver" if ran.state in ("done", "cancelled") else "")
     if tally.deliveries.get(DeliveryState.GIVEN_UP):
         return Step("Delivered", "failed", f"delivery given up, {delivered} of {total} delivered")
     return Step("Delivered", "done" if delivered == total else "active", f"{delivered} of {total} delivered")
@@ -173,7 +181,7 @@ def _decisive_step(study: Study, steps: Sequence[Step]) -> Step:
         return Step("", "delivering", _capitalize(delivered.text))
     if delivered.state == "done":
         return Step("", "delivered", f"Delivered, {delivered.text.split(' ')[0]} objects")
-    return Step("", "done", "Finished, nothing to deliver")
+    return Step("", "done", f"Finished, {delivered.text}")
 
 
 def _capitalize(text: str) -> str:

@@ -8,8 +8,17 @@ from types import MappingProxyType
 from typing import Any
 
 from db.models import Event
+from dicomnode.deployment.display_names import name_pipeline, title_pipeline
 
-__all__ = ["FILTERS", "describe_event", "format_age", "format_duration", "format_number", "format_person_name"]
+__all__ = [
+    "FILTERS",
+    "describe_event",
+    "format_age",
+    "format_duration",
+    "format_number",
+    "format_person_name",
+    "shorten_uid",
+]
 
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 _STATE_NAMES = MappingProxyType({
@@ -18,6 +27,7 @@ _STATE_NAMES = MappingProxyType({
 _SUBJECT_NAMES = MappingProxyType({
     "studies": "Study", "jobs": "Job", "deliveries": "Delivery", "instances": "Instance", "quarantine": "Quarantine",
     "prior_searches": "Search at a peer", "destination": "Destination", "results": "Result",
+    "proofs": "Proof", "commitment_requests": "Commitment request",
     "models": "Model", "clock": "Clock",
 })  # fmt: skip
 
@@ -78,7 +88,7 @@ def describe_event(event: Event) -> str:
     """Describe an event of the audit trail in a sentence."""
     detail = event.detail
     subject = _SUBJECT_NAMES.get(event.subject, event.subject)
-    who = subject if event.subject == "studies" else f"{subject} {event.subject_id}".strip()
+    who = f"{subject} {event.subject_id}".strip()
     if event.event == "moved":
         why = f": {detail['reason']}" if detail.get("reason") else ""
         return f"{who} {_format_state(str(detail.get('from', '')))} → {_format_state(str(detail.get('to', '')))}{why}"
@@ -130,7 +140,7 @@ def _format_nested(value: Any) -> str:
     return format_number(value)
 
 
-def _shorten_uid(uid: str) -> str:
+def shorten_uid(uid: str) -> str:
     """Shorten a UID or digest to its end, which differs between objects."""
     return uid if len(uid) <= 14 else f"…{uid[-12:]}"
 
@@ -138,6 +148,6 @@ def _shorten_uid(uid: str) -> str:
 FILTERS: Mapping[str, Callable[..., Any]] = MappingProxyType({
     "ago": format_age, "date": _format_date, "describe_event": describe_event, "duration": format_duration,
     "moment": _format_moment, "nested": _format_nested, "number": format_number, "patient_id": format_patient_id,
-    "person": format_person_name, "plural": _format_count, "short": _shorten_uid, "size": _format_size,
-    "state": _format_state, "time": _format_time,
+    "person": format_person_name, "plural": _format_count, "short": shorten_uid, "size": _format_size,
+    "pipeline_name": name_pipeline, "pipeline_title": title_pipeline, "state": _format_state, "time": _format_time,
 })  # fmt: skip

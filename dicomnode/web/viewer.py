@@ -19,7 +19,7 @@ from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Re
 
 from dicomnode.config import Config
 from dicomnode.web import ohif
-from dicomnode.web.dicomweb import REVIEW, ROOT
+from dicomnode.web.dicomweb import REVIEW, VIEW
 
 __all__ = ["Layout", "create_router", "reading_url", "viewer_url"]
 
@@ -123,7 +123,7 @@ def _list_files(folder: Path) -> frozenset[str]:
 @lru_cache(maxsize=1)
 def _app_config() -> str:
     """Return the application's configuration (https://docs.ohif.org/configuration/configurationFiles)."""
-    sources = [_data_source("node", "studies", ROOT), _data_source("review", "studies with held results", REVIEW)]
+    sources = [_data_source("node", "studies", VIEW), _data_source("review", "studies with held results", REVIEW)]
     config = {
         "routerBasename": ohif.BASE.rstrip("/"),
         "showStudyList": True,

@@ -42,11 +42,56 @@ function hideReports({ displaySetsAdded }) {
   }
 }
 
+/**
+ * Show a map by its own window. OHIF multiplies the values of every map by 100 and shows them from 0 to 100: a map of
+ * thousandths stays dark, one of thousands is all red.
+ */
+function fitMap({ displaySetService, cornerstoneViewportService }, { viewportInfo }) {
+  const viewport = cornerstoneViewportService.getCornerstoneViewport(viewportInfo.getViewportId());
+  for (const volumeId of viewport?.getAllVolumeIds?.() ?? []) {
+    const map = displaySetService.getActiveDisplaySets().find(
+      (each) => each.Modality === "PMAP" && volumeId.endsWith(each.displaySetInstanceUID));
+    const window = [map?.instance?.SharedFunctionalGroupsSequence].flat()[0]?.FrameVOILUTSequence;
+    const { WindowCenter: centre, WindowWidth: width } = [window].flat()[0] ?? {};
+    if (!(Number(width) > 0)) continue;
+    const [lower, upper] = [-0.5, 0.5].map((part) => 100 * (Number(centre) + part * Number(width)));
+    const { colormap } = viewport.getProperties(volumeId) ?? {};
+    viewport.setProperties({ voiRange: { lower, upper } }, volumeId);
+    if (colormap) viewport.setProperties({ colormap }, volumeId); // its opacity follows the range
+    viewport.render();
+  }
+}
+
+/**
+ * Leave out the VOI LUT Function (0028,1056) of images: OHIF reads the first letter of it and shows an error instead of
+ * the image. It shows LINEAR then, the function of nearly all images; SIGMOID looks harder than the header asks.
+ */
+function leaveOutFunctions({ displaySetsAdded }) {
+  const instances = displaySetsAdded.filter((each) => each.Modality !== "PMAP").flatMap((each) => each.instances ?? []);
+  const groups = instances.flatMap((each) => [each.SharedFunctionalGroupsSequence, each.PerFrameFunctionalGroupsSequence]);
+  const windows = groups.flat().flatMap((each) => each?.FrameVOILUTSequence ?? []);
+  for (const each of [...instances, ...windows]) if (each.VOILUTFunction) each.VOILUTFunction = undefined;
+}
+
+/** Open a series at its middle slice where the address names no instance; OHIF's own layout opens at the first. */
+function openAtMiddle({ hangingProtocolService }) {
+  const protocol = hangingProtocolService.getProtocolById("default");
+  const viewports = protocol.stages.flatMap((stage) => stage.viewports);
+  for (const { viewportOptions } of [protocol.defaultViewport, ...viewports].filter(Boolean)) {
+    viewportOptions.initialImageOptions = { custom: "sopInstanceLocation", defaultValue: { preset: "middle" } };
+  }
+}
+
 window.config.extensions.push({
   id: "@dicomnode/extension-reading",
   getHangingProtocolModule: () => [{ name: dicomnodeLayout.id, protocol: dicomnodeLayout }],
   onModeEnter({ servicesManager }) {
-    const { displaySetService } = servicesManager.services;
+    const { displaySetService, cornerstoneViewportService } = servicesManager.services;
+    openAtMiddle(servicesManager.services);
     displaySetService.subscribe(displaySetService.EVENTS.DISPLAY_SETS_ADDED, hideReports);
+    displaySetService.subscribe(displaySetService.EVENTS.DISPLAY_SETS_ADDED, leaveOutFunctions);
+    const changed = cornerstoneViewportService.EVENTS.VIEWPORT_VOLUMES_CHANGED;
+    // after OHIF's own settings, which wait for the next turn
+    cornerstoneViewportService.subscribe(changed, (event) => setTimeout(() => fitMap(servicesManager.services, event)));
   },
 });

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from fastapi import APIRouter
@@ -19,6 +19,7 @@ from dicomnode.transcoding.convert import convert_to_explicit_little_endian
 from dicomnode.web import dicom_json, media_types, methods, multipart, ranges, wado_frames
 from dicomnode.web.holdings import Holdings
 from dicomnode.web.media_types import MediaRange, Representation
+from dicomnode.web.missing_windows import add_missing_window
 from dicomnode.web.multipart import Part
 
 __all__ = ["add_routes"]
@@ -112,12 +113,18 @@ def _metadata_response(holdings: Holdings, request: Request) -> Response:
     media_types.require_json_accepted(request)
     found = _find_instances(holdings, request)
 
+    @cache
+    def list_series(uid: str) -> tuple[Path, ...]:
+        return tuple(map(holdings.path, holdings.find(request.path_params["study"], uid)))
+
     def pieces() -> Iterator[bytes]:
         before = b"["
         for stored in found:
             encoded = dicom_json.encode_metadata(
                 holdings.path(stored), f"{holdings.instance_url(request, stored)}/bulkdata"
             )
+            if holdings.adds_windows:
+                encoded = add_missing_window(encoded, list_series(stored.series_uid))
             yield before
             yield from decoding.stream([encoded])
             before = b",\n"

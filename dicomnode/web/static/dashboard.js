@@ -2,6 +2,7 @@
 // Written by hand rather than with htmx and its SSE extension: rows are exchanged by key, and fields in use stay.
 const LEAST_INTERVAL_MS = 3000;
 const POLL_MS = 20000;
+const refreshMs = 1000 * Number(document.body.dataset.refreshS); // of pages whose content is no row of the database
 const topics = new Set((document.body.dataset.topics ?? "").split(" ").filter(Boolean));
 let seq = Number(document.body.dataset.seq);
 let source = null;
@@ -104,6 +105,7 @@ async function refresh() {
     }
     seq = Number(page.body.dataset.seq);
     announceCounts();
+    if (!source) document.getElementById("live").hidden = true;
   } catch {
     showConnection(false);
   }
@@ -161,12 +163,12 @@ async function setUpSlider(figures) {
   const line = figures.nextElementSibling;
   if (!job || !line?.classList.contains("slices")) return;
   const answer = await fetch(`/jobs/${job}/depth`);
-  const count = answer.ok ? (await answer.json()).slices : 0;
+  const { slices: count, first } = answer.ok ? await answer.json() : { slices: 0 };
   if (count < 2) return;
   const input = line.querySelector("input");
   const output = line.querySelector("output");
   input.max = count - 1;
-  input.value = Math.floor(count / 2);
+  input.value = first;
   const showNumber = () => { output.textContent = `${Number(input.value) + 1} of ${count}`; };
   let pending = null;
   input.addEventListener("input", () => {
@@ -200,3 +202,4 @@ document.addEventListener("visibilitychange", () => (document.hidden ? disconnec
 addEventListener("pagehide", disconnect);
 announceCounts();
 connect();
+if (refreshMs) setInterval(() => { if (!document.hidden) refresh(); }, refreshMs);

@@ -25,6 +25,13 @@ function showNumber() {
   }
 }
 
+/** Tell the style how tall the tallest picture is for its width, so that it fits into the window. */
+function fitPictures() {
+  const ratios = [...form.querySelectorAll("img[data-picture]")].map((image) => image.naturalHeight / image.naturalWidth);
+  const known = ratios.filter(Number.isFinite);
+  if (known.length) document.getElementById("panes").style.setProperty("--aspect", Math.max(...known));
+}
+
 function update() {
   showNumber();
   clearTimeout(pending);
@@ -37,6 +44,8 @@ function moveTo(index) {
 }
 
 if (slice) {
+  document.getElementById("panes").addEventListener("load", fitPictures, true);
+  fitPictures();
   form.addEventListener("input", update);
   form.addEventListener("submit", (event) => { event.preventDefault(); update(); });
   slice.addEventListener("keydown", (event) => {
