@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
     from dicomnode.mrd import MRD
 
-__all__ = ["Demo", "Node", "ProgressCallback", "StoredResult"]
+__all__ = ["Demo", "Node", "ProgressCallback", "StoredResult", "leave_running"]
 
 START_S = 60.0
 FINISH_S = 900.0
@@ -144,9 +145,8 @@ class Demo:
             keep = False
             raise
         finally:
-            if not keep:
-                for running in reversed(nodes):
-                    _stop_node(running)
+            for running in reversed(nodes):
+                leave_running(running) if keep else _stop_node(running)
 
     def send(self, file: Path, node: Node) -> None:
         """Send the file to the node by C-STORE. Raises NodeError where it is refused."""
@@ -242,6 +242,13 @@ def _start_node(folder: Path, ae_title: str, *, workers: int, more: str = "") ->
         raise NodeError(f"demo: {ae_title} did not start; its log is {log_file}")
     web = re.search(r"web (\S+/),", line)
     return Node(ae_title, int(port.group(1)), config_file, process, web.group(1) if web else "")
+
+
+def leave_running(node: Node) -> None:
+    """Let the node outlive this program, without Python's warning that nobody waits for it."""
+    if node.process.stdout:
+        node.process.stdout.close()
+    warnings.filterwarnings("ignore", f"subprocess {node.process.pid} is still running", ResourceWarning)
 
 
 def _stop_node(node: Node) -> None:

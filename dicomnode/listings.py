@@ -13,9 +13,10 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import joinedload, selectinload
 
 from db import deployments as deployment_rows
+from db import quarantine
 from db import studies as study_rows
-from db.models import Deployment, Instance, Job, JobInput, Output, Series, Study
-from db.states import JobState
+from db.models import Delivery, Deployment, Instance, Job, JobInput, Output, Series, Study
+from db.states import DeliveryState, JobState, ProofState
 from dicomnode.errors import NotFound
 from dicomnode.routing import routing
 
@@ -37,6 +38,7 @@ __all__ = [
     "list_comparisons",
     "list_deployments",
     "list_jobs",
+    "list_ledger",
     "list_models",
     "list_peers",
     "list_studies",
@@ -53,10 +55,11 @@ _OF_MODEL = ("licence", "trained_on", "intended_use", "task")
 
 
 def list_studies(session: Session, *, limit: int | None = None, offset: int = 0) -> list[dict[str, Any]]:
-    """List every study, the newest last."""
-    count = select(func.count(Instance.id)).join(Series).where(Series.study_id == Study.id).scalar_subquery()
-    rows = session.execute(select(Study, count).order_by(Study.id).limit(limit).offset(offset))
-    return [_select_columns(study, _OF_STUDY) | {"instances": count} for study, count in rows]
+    """List every study, the newest last. A study in state "routed" with no ``jobs`` is one that no route took."""
+    instances = select(func.count(Instance.id)).join(Series).where(Series.study_id == Study.id).scalar_subquery()
+    jobs = select(func.count(Job.id)).where(Job.study_id == Study.id).scalar_subquery()
+    rows = session.execute(select(Study, instances, jobs).order_by(Study.id).limit(limit).offset(offset))
+    return [_select_columns(study, _OF_STUDY) | {"instances": images, "jobs": made} for study, images, made in rows]
 
 
 def find_study(session: Session, uid: str) -> Study:
@@ -95,6 +98,7 @@ def describe_study(session: Session, study: Study, *, most_series: int | None = 
     with_results = selectinload(Job.outputs).selectinload(Output.deliveries)
     mine = select(Job).where(Job.study_id == study.id).order_by(Job.id).options(with_results)
     return _select_columns(study, _OF_STUDY) | {
+        "quarantined": quarantine.count_undecided(session, study.study_uid),
         "series": series,
         "jobs": [_summarize_job(each) for each in session.scalars(mine)],
     }
@@ -115,6 +119,14 @@ def summarize_jobs(session: Session, study: Study) -> dict[str, list[dict[str, A
         facts = {"id": each.id, "state": str(each.state), "verdict": verdict, "reason": each.reason}
         by_route.setdefault(each.route, []).append(facts)
     return by_route
+
+
+def list_ledger(session: Session, study: Study) -> list[dict[str, Any]]:
+    """List what became of a study: instances, job, model with digest, each result, its destination and the proof."""
+    of_output = selectinload(Job.outputs).selectinload(Output.deliveries).joinedload(Delivery.proof)
+    of_input = selectinload(Job.inputs).joinedload(JobInput.instance)
+    mine = select(Job).where(Job.study_id == study.id).order_by(Job.id).options(of_output, of_input)
+    return [row for job in session.scalars(mine) for row in _describe_ledger(job)]
 
 
 def list_jobs(
@@ -219,6 +231,40 @@ def _summarize_job(job: Job) -> dict[str, Any]:
 
 def _describe_columns(job: Job) -> dict[str, Any]:
     return _select_columns(job, _OF_JOB) | {"study_uid": job.study.study_uid}
+
+
+def _describe_ledger(job: Job) -> list[dict[str, Any]]:
+    made = {
+        "instances": [each.instance.sop_instance_uid for each in job.inputs],
+        "job": job.id,
+        "pipeline": job.pipeline,
+        "model": str(job.report.get("model") or job.model),
+        "digest": str(job.report.get("digest") or job.model_digest),
+    }
+    pairs: list[tuple[Output | None, Delivery | None]] = []
+    for output in job.outputs:
+        pairs += [(output, delivery) for delivery in output.deliveries] or [(output, None)]
+    return [made | _describe_proof(job, output, delivery) for output, delivery in pairs or [(None, None)]]
+
+
+def _describe_proof(job: Job, output: Output | None, delivery: Delivery | None) -> dict[str, Any]:
+    """Describe a result, where it went, and what proves that it is there; without a result the state of its job."""
+    proof = delivery.proof if delivery is not None else None
+    is_sent = delivery is not None and delivery.state is DeliveryState.DELIVERED
+    state = "not delivered" if delivery is None else str(delivery.state)
+    if is_sent:
+        state = str(proof.state) if proof is not None else str(ProofState.SENT)
+    return {
+        "result": output.sop_instance_uid if output else "",
+        "kind": output.kind if output else "",
+        "destination": delivery.destination if delivery else "",
+        "proof": state if output else str(job.state),
+        "sent_at": delivery.delivered_at if delivery else None,
+        "proven_at": proof.proven_at if proof and is_sent else None,
+        "sent_as": proof.sop_instance_uid if proof else "",
+        "transaction_uid": proof.transaction_uid if proof else "",
+        "reason": (proof.reason if proof and is_sent else delivery.reason if delivery else job.reason),
+    }
 
 
 def _describe_deployment(row: Deployment) -> dict[str, Any]:

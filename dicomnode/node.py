@@ -24,9 +24,11 @@ from db import engine as engines
 from db.clock_jumps import ClockWatch
 from db.models import Chain
 from dicomnode import tls
+from dicomnode.commitment import proving, reporting
 from dicomnode.config import Config
 from dicomnode.delivery import delivery
 from dicomnode.ingest import scp
+from dicomnode.learning.supervising import LearningSupervisor
 from dicomnode.maintenance.backfill import Backfill
 from dicomnode.maintenance.retention import Retention
 from dicomnode.monitoring.meters import Meters
@@ -44,7 +46,9 @@ __all__ = ["WorkerPool", "make_sweeps", "prepare", "serve", "stop_on_signals"]
 log = logging.getLogger("dicomnode.node")
 
 DRAIN_S = 20.0
-_DEADLINE_S = dict.fromkeys(("delivery", "fetching", "notifications", "retention"), 1800.0)
+_DEADLINE_S = dict.fromkeys(
+    ("delivery", "proofs", "commitment reports", "fetching", "notifications", "retention"), 1800.0
+)
 """Longest time between two successes of a sweep; sweeps that wait for other machines, or delete much, get more."""
 
 Clock = Callable[[], datetime]
@@ -70,11 +74,14 @@ def serve(config: Config, *, workers: int, ready: Callable[[str], None], stop: t
         check_nothing_lost(session, config.spool_dir)
     _mend_lost_time(sessions, config, now())
     delivery.reclaim_interrupted(sessions, now=now())
+    reporting.reclaim_interrupted(sessions, now=now())
     notification.resume(sessions, now=now())
     rerouting.offer_unrouted(sessions, config, now=now)
     meters, sweep_health = Meters(), SweepHealth()
     server = scp.start(config, now=now, meters=meters)
-    sweeps = make_sweeps(sessions, config, now=now, sweep_health=sweep_health)
+    nights = LearningSupervisor(sessions, config, now)
+    learn = nights.step if workers else _do_nothing  # where jobs run, there is memory to train
+    sweeps = make_sweeps(sessions, config, now=now, sweep_health=sweep_health, learning=learn)
     pool = WorkerPool(config, sessions, workers, now)
     sweep_health.expected_workers, sweep_health.count_workers = workers, pool.count_running
     web = None
@@ -92,6 +99,7 @@ def serve(config: Config, *, workers: int, ready: Callable[[str], None], stop: t
             web.stop()
         server.stop(DRAIN_S)
         sweeps.stop()
+        nights.stop()
         pool.wait(DRAIN_S)
         engine.dispose()
 
@@ -114,7 +122,18 @@ def stop_on_signals() -> Iterator[threading.Event]:
             signal.signal(which, handler)
 
 
-def make_sweeps(sessions: sessionmaker[Session], config: Config, *, now: Clock, sweep_health: SweepHealth) -> Sweeps:
+def _do_nothing() -> int:
+    return 0
+
+
+def make_sweeps(
+    sessions: sessionmaker[Session],
+    config: Config,
+    *,
+    now: Clock,
+    sweep_health: SweepHealth,
+    learning: Callable[[], int] = _do_nothing,
+) -> Sweeps:
     """Return the sweeps of a node, which follow the clock when it is set."""
     retention = Retention(sessions, config)
     sweeps: dict[str, Callable[[], int]] = {
@@ -123,8 +142,11 @@ def make_sweeps(sessions: sessionmaker[Session], config: Config, *, now: Clock, 
         "fetching": lambda: prefetch.run_pending_retrievals(sessions, config, now=now),
         "leases": lambda: _expire_leases(sessions, config, now),
         "delivery": lambda: delivery.deliver_due(sessions, config, now=now),
+        "proofs": lambda: proving.prove_due(sessions, config, now=now),
+        "commitment reports": lambda: reporting.report_due(sessions, config, now=now),
         "notifications": lambda: notification.notify_due(sessions, config, now=now),
         "retention": lambda: retention.step(now=now),
+        "learning": learning,
         "backfill": Backfill(sessions, config.spool_dir).step,
         "high water": partial(_raise_high_water, sessions, HighWater(config.spool_dir)),
     }
@@ -245,4 +267,11 @@ def _ready_line(config: Config, server: scp.Server, workers: int, web: str) -> s
     over = {None: "", server.port: " over TLS"}.get(server.tls_port, f" and over TLS at {server.tls_port}")
     where = f"web {web}/, " if web else ""
     here = f"DICOM {node.ae_title}@{node.host}:{server.port},"
-    return f"ready: {here}{over and over + ','} {where}{workers} local workers, data in {config.data_dir}"
+    return f"ready: {here}{over and over + ','} {where}{_describe_workers(workers)}, data in {config.data_dir}"
+
+
+def _describe_workers(count: int) -> str:
+    """Return the number of local workers in words. They load torch when the receiver is ready already."""
+    if not count:
+        return "no local workers"
+    return f"{count} local worker{'s' * (count > 1)} starting"

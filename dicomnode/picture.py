@@ -13,6 +13,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import MultiFrameGrayscaleWordSecondaryCaptureImageStorage, ParametricMapStorage
 
 from dicomnode import mrd
+from dicomnode.reading import lookup
 from pipelines.contract import KSpace
 
 if TYPE_CHECKING:
@@ -74,7 +75,8 @@ def read_frame(ds: Dataset) -> NDArray[np.float64]:
         stored = ds.pixel_array
     frames = stored.reshape(-1, ds.Rows, ds.Columns)
     values = np.asarray(frames[len(frames) // 2], np.float64)
-    return values * float(ds.get("RescaleSlope", 1)) + float(ds.get("RescaleIntercept", 0))
+    fraction, _ = lookup.split_fraction(str(ds.get("RescaleType") or ""))
+    return fraction * (values * float(ds.get("RescaleSlope", 1)) + float(ds.get("RescaleIntercept", 0)))
 
 
 def _find_image(objects: Sequence[Dataset], sop_class_uid: str) -> Dataset:

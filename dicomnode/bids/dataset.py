@@ -16,6 +16,7 @@ from dicomnode.results.provenance import Provenance
 __all__ = [
     "SUFFIXES",
     "Labels",
+    "add_participant",
     "find_suffix",
     "open_derivative",
     "open_raw",
@@ -77,13 +78,13 @@ def find_suffix(attributes: Mapping[str, Any]) -> str:
 
 def open_raw(root: Path, labels: Labels) -> None:
     """Write the description of the raw dataset where it is missing, and refuse a subject that is there."""
-    if (root / f"sub-{labels.subject}" / (f"ses-{labels.session}" if labels.session else "anat")).exists():
+    own = f"sub-{labels.subject}/{f'ses-{labels.session}' if labels.session else 'anat'}"
+    if any(root.glob(own)) or any(root.glob(f"derivatives/*/{own}")):
         raise NotAllowed(f"{root} has {labels.prefix} already: choose another --subject or --session")
     description = {"Name": root.resolve().name, "BIDSVersion": BIDS_VERSION, "DatasetType": "raw",
                    "GeneratedBy": [{"Name": "dicomnode", "Version": read_version()}]}  # fmt: skip
     _write_once(root / "dataset_description.json", json.dumps(description, indent=2) + "\n")
     _write_once(root / "README", _README.format(version=read_version()))
-    _add_participant(root / "participants.tsv", labels)
 
 
 def open_derivative(root: Path, made_by: Provenance) -> Path:
@@ -129,7 +130,9 @@ def _write_once(path: Path, content: str) -> None:
         path.write_text(content)
 
 
-def _add_participant(path: Path, labels: Labels) -> None:
+def add_participant(root: Path, labels: Labels) -> None:
+    """List the subject, which must have a raw image: a table without the folders of its subjects is not valid."""
+    path = root / "participants.tsv"
     lines = path.read_text().splitlines() if path.exists() else ["participant_id"]
     if f"sub-{labels.subject}" not in lines:
         path.write_text("\n".join([*lines, f"sub-{labels.subject}"]) + "\n")

@@ -14,14 +14,23 @@ from typing import Any
 import numpy as np
 from pydicom import dcmread
 from pydicom.dataset import Dataset
+from pydicom.uid import RawDataStorage
 
-from dicomnode.bids.dataset import Labels, find_suffix, open_derivative, open_raw, write_json, write_lookup
+from dicomnode.bids.dataset import (
+    Labels,
+    add_participant,
+    find_suffix,
+    open_derivative,
+    open_raw,
+    write_json,
+    write_lookup,
+)
 from dicomnode.datasets import headers, objects
 from dicomnode.deidentify.own_results import remove_characteristics
 from dicomnode.errors import InputRefused, NodeError
 from dicomnode.execution.stored import read_image, read_segmentation
 from dicomnode.nifti import images
-from dicomnode.nifti.results import describe_provenance, slug
+from dicomnode.nifti.results import describe_provenance
 from dicomnode.reading import volumes
 from dicomnode.results.provenance import Provenance, read_provenance, read_record
 from pipelines.contract import Grid, Image, ParametricMap, Segmentation
@@ -52,6 +61,7 @@ class _Series:
     paths: list[Path] = field(default_factory=list)
     instance_uids: list[str] = field(default_factory=list)
     attributes: dict[str, Any] = field(default_factory=dict)
+    is_kspace: bool = False
 
     @property
     def name(self) -> str:
@@ -82,6 +92,8 @@ def export(
     open_raw(root, labels)
     written = _Raw(root, labels)
     rows = [written.add(each, suffixes) for each in sorted(raw, key=lambda each: each.name)]
+    if written.by_instance:
+        add_participant(root, labels)
     derived = _Results(root, written, verdicts)
     return rows + [derived.add(each) for each in results]
 
@@ -96,6 +108,8 @@ class _Raw:
 
     def add(self, series: _Series, suffixes: Mapping[str, str]) -> Exported:
         """Write one series of MR."""
+        if series.is_kspace:
+            return Exported(series.name, left_out="k-space: BIDS has no place for it; its results are exported")
         modality = str(series.attributes.get("Modality") or "")
         if modality != "MR":
             return Exported(series.name, left_out=f"modality {modality}: only MR is exported as raw data")
@@ -167,7 +181,8 @@ def _name_result(found: Segmentation | Image | ParametricMap | None) -> str:
     """Return description and suffix of a file; None: of the measurements of a report."""
     if found is None:
         return "desc-measurements_synthetic.json"
-    name = re.sub(r"[^A-Za-z0-9]", "", slug(found.description).title())
+    words = re.findall(r"[A-Za-z0-9]+", found.description)
+    name = "".join(each[0].upper() + each[1:] for each in words) or "Result"
     return f"desc-{name}_{'dseg' if isinstance(found, Segmentation) else 'synthetic'}.nii.gz"
 
 
@@ -217,13 +232,14 @@ def _extend(found: Segmentation, grids: Sequence[Grid]) -> Segmentation:
 
 
 def _group(files: Sequence[Path]) -> list[_Series]:
-    """Return the series of images and of reports; files of other kinds are left out."""
+    """Return the series of images, of k-space and of reports; files of other kinds are left out."""
     found: dict[str, _Series] = {}
     for path in files:
         facts = headers.read(path)
-        if "Rows" not in facts.attributes and facts.attributes.get("SyntheticData") != "YES":
+        is_kspace = facts.sop_class_uid == RawDataStorage
+        if not is_kspace and "Rows" not in facts.attributes and facts.attributes.get("SyntheticData") != "YES":
             continue
-        series = found.setdefault(facts.series_uid, _Series(attributes=dict(facts.attributes)))
+        series = found.setdefault(facts.series_uid, _Series(attributes=dict(facts.attributes), is_kspace=is_kspace))
         series.paths.append(path)
         series.instance_uids.append(facts.sop_instance_uid)
     return list(found.values())

@@ -14,7 +14,7 @@ import typer
 
 from dicomnode.errors import NodeError
 
-__all__ = ["COMMANDS", "main"]
+__all__ = ["COMMANDS", "explain_error", "main"]
 
 COMMANDS = {
     "init": ("dicomnode.cli.init", "init", "Write a commented node.toml and make the folders it names."),
@@ -27,6 +27,7 @@ COMMANDS = {
     "deidentify": ("dicomnode.cli.deidentify", "deidentify", "Copy files without what identifies the patient."),
     "export": ("dicomnode.cli.export", "export", "Write a study and its results as a BIDS dataset."),
     "studies": ("dicomnode.cli.studies", "app", "List, show, explain, close, route and replay studies."),
+    "routes": ("dicomnode.cli.routes", "app", "Count what a route would take, try it on a study, add it."),
     "jobs": ("dicomnode.cli.jobs", "app", "List, show, retry, cancel, release and discard jobs."),
     "peers": ("dicomnode.cli.peers", "app", "List, echo, search and fetch from peers."),
     "notifications": ("dicomnode.cli.notifications", "app", "List notifications, and send one as a test."),
@@ -40,6 +41,7 @@ COMMANDS = {
     "audit": ("dicomnode.cli.audit", "app", "The audit trail: verify it, export a study's part."),
     "viewer": ("dicomnode.cli.viewer", "app", "Install the viewer that the node serves."),
     "train": ("dicomnode.cli.train", "train", "Train a model of the zoo and write it as a bundle."),
+    "learn": ("dicomnode.cli.learn", "app", "Train at night on the cases that people decided on."),
     "evaluate": ("dicomnode.cli.evaluate", "evaluate", "Make the tables of a model card again."),
     "data": ("dicomnode.cli.data", "app", "The data kit of simulations and tests: list it, check it."),
     "demo": ("dicomnode.cli.demo", "demo", "The whole path of one study, on loopback."),
@@ -48,9 +50,9 @@ COMMANDS = {
 
 _GROUPS = {
     "Run a node": ("init", "check", "serve", "work", "status", "demo"),
-    "Studies and results": ("studies", "jobs", "quarantine", "notifications", "audit"),
+    "Studies and results": ("studies", "routes", "jobs", "quarantine", "notifications", "audit"),
     "Send, fetch and convert": ("send", "peers", "kspace", "deidentify", "export"),
-    "Pipelines and models": ("run", "pipelines", "models", "train", "evaluate", "data"),
+    "Pipelines and models": ("run", "pipelines", "models", "train", "learn", "evaluate", "data"),
     "Maintenance": ("storage", "backup", "restore", "viewer"),
 }
 """The commands by the heading under which ``--help`` lists them."""
@@ -72,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        print(f"dicomnode: {_explain_error(error, command)}", file=sys.stderr)
+        print(f"dicomnode: {explain_error(error, command)}", file=sys.stderr)
         if os.environ.get("DICOMNODE_TRACEBACK"):
             traceback.print_exception(error)
         return 1
@@ -138,7 +140,7 @@ def _find_command(arguments: Sequence[str]) -> str | None:
     return None
 
 
-def _explain_error(error: Exception, command: str | None) -> str:
+def explain_error(error: Exception, command: str | None) -> str:
     """Return one line: the fault, its place, the remedy. The text of an unforeseen error may name a patient."""
     from sqlalchemy.exc import DBAPIError
 

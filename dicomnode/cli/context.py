@@ -27,6 +27,7 @@ __all__ = [
     "Reason",
     "Who",
     "as_text",
+    "ask_reason",
     "audit_reason",
     "config",
     "config_if_any",
@@ -49,6 +50,8 @@ STATE_COLORS = {
 _STATES = ("state", "result", "mode")
 _DIGESTS = ("digest", "sha256", "before_digest", "after_digest")
 _DIGEST_CHARACTERS = 12
+_WHOLE_CHARACTERS = {"name": 24, "model": 24, "path": 40}
+"""Columns whose texts stay on one line up to so many characters."""
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
@@ -61,10 +64,15 @@ def audit_reason(decision: str, reason: str, who: str) -> str:
     """Return the reason for the audit trail, in the form of the web's; ask for it on a terminal where it is missing."""
     from dicomnode.deployment import deploying
 
+    reason = ask_reason(reason)
+    return f"{decision} by {' '.join(who.split())[:40] or deploying.identify_user()}{f': {reason}' if reason else ''}"
+
+
+def ask_reason(reason: str) -> str:
+    """Return a reason on one line; ask for it on a terminal where it is missing."""
     if not reason and sys.stdin.isatty():
         reason = typer.prompt("Reason (for the audit trail; no patient names)")
-    reason = " ".join(reason.split())[:300]
-    return f"{decision} by {' '.join(who.split())[:40] or deploying.identify_user()}{f': {reason}' if reason else ''}"
+    return " ".join(reason.split())[:300]
 
 
 def config(ctx: typer.Context) -> Config:
@@ -87,12 +95,13 @@ def config_if_any(ctx: typer.Context) -> Config:
 def engine(config: Config) -> Engine:
     """Connect to the node's database. Raises NodeError where it does not exist or is at another revision."""
     from db.engine import connect
-    from db.migrations import current, head
     from dicomnode.errors import NodeError
 
     engine = connect(config.database_url)
     if engine.dialect.name == "sqlite" and not Path(engine.url.database or "").exists():
         raise NodeError(f"no database at {engine.url.database}: run 'dicomnode serve' first")
+    from db.migrations import current, head
+
     if current(engine) != head():
         raise NodeError("the database is of another version: 'dicomnode serve' brings it up to date")
     return engine
@@ -111,8 +120,10 @@ def print_json(value: Any) -> None:
     sys.stdout.write("\n")
 
 
-def print_rows(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, as_json: bool) -> None:
-    """Print a table of the named columns, or all facts as JSON."""
+def print_rows(
+    rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, as_json: bool, nothing: str = "nothing"
+) -> None:
+    """Print a table of the named columns, or all facts as JSON. ``nothing``: the words for an empty table."""
     listing = list(rows)
     if as_json:
         print_json(listing)
@@ -124,10 +135,12 @@ def print_rows(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, as_
     console = Console()
     table = Table(box=box.SIMPLE, pad_edge=False)
     for column in columns:
-        table.add_column(column.replace("_", " "), overflow="fold", no_wrap=column in _DIGESTS)
+        longest = max((len(str(row[column])) for row in listing), default=0)
+        is_whole = column in _DIGESTS or longest <= _WHOLE_CHARACTERS.get(column, 0)
+        table.add_column(column.replace("_", " "), overflow="fold", no_wrap=is_whole)
     for row in listing:
         table.add_row(*(_format_cell(row[column], column) for column in columns))
-    console.print(table if listing else "nothing")
+    console.print(table if listing else nothing)
 
 
 def print_title(title: str) -> None:
@@ -171,10 +184,13 @@ def show_progress_bar(
 ) -> Iterator[ProgressBar]:
     """Show a bar on a terminal, nothing elsewhere. ``counts_items``: with the numbers, and removed at the end."""
     from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn
+
+    from dicomnode.cli.time_left import TimeLeftColumn
 
     console = Console(stderr=True)
-    columns = (*Progress.get_default_columns(), *([MofNCompleteColumn()] if counts_items else []))
+    words, bar, share = TextColumn("[progress.description]{task.description}"), BarColumn(), TaskProgressColumn()
+    columns = (words, bar, share, TimeLeftColumn(), *([MofNCompleteColumn()] if counts_items else []))
     with Progress(*columns, console=console, transient=counts_items, disable=not console.is_terminal) as progress:
         yield ProgressBar(progress, progress.add_task(description, total=total))
 

@@ -22,7 +22,7 @@ def deidentify(
     ctx: typer.Context,
     in_path: Annotated[Path, typer.Argument(exists=True, metavar="IN", help="Folder with DICOM files, or one file.")],
     out_dir: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the copies.")],
-    profile: Annotated[str, typer.Option(metavar="NAME", help="A [[deidentify]] of the configuration.")],
+    profile: Annotated[str, typer.Option(metavar="NAME", help="A profile of the configuration (section deidentify).")],
     as_json: context.AsJson = False,
 ) -> None:
     """Copy DICOM files without what identifies the patient (PS3.15 Basic Profile); the files stay as they are."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -56,6 +57,8 @@ def evaluate_manifest(
         context.print_json([asdict(row) for row in rows])
         return
     summary = on_manifest.compare(rows, new, old)
+    for row in (each for each in rows if each.fault):
+        print(f"line {row.line} ({row.subject}) could not be evaluated: {row.fault}", file=sys.stderr)
     print(f"{summary.title}\n\n{report.format_table(summary)}")
     if old:
         _print_worse(rows, new, old)
@@ -69,9 +72,17 @@ def _find_recipe(facts: BundleFacts, against: BundleFacts | None) -> Recipe[Any]
         names = {find_recipe_name(each) for each in (facts, against) if each}
         if len(names) > 1:
             raise ConfigError(f"the two models are of different recipes: {', '.join(sorted(names))}")
-        return training.load(names.pop())
+        return _at_plan(training.load(names.pop()), facts)
     except (KeyError, ValueError) as error:
         raise ConfigError(f"evaluate --manifest: {error.args[0]}") from error
+
+
+def _at_plan(recipe: Recipe[Any], facts: BundleFacts) -> Recipe[Any]:
+    """Return the recipe of the bundle's own plan, for recipes that have one."""
+    if recipe.at_configuration is None:
+        return recipe
+    own = type(next(iter(recipe.configurations.values())))
+    return recipe.at_configuration(own.from_json(json.dumps(facts.metadata["configuration"])))
 
 
 def _read_table(recipe: Recipe[Any], table: Path) -> Cohort:
@@ -82,7 +93,7 @@ def _read_table(recipe: Recipe[Any], table: Path) -> Cohort:
 
     try:
         series = SeriesReader(folders.read_grid, folders.read_values)
-        return manifest.read(table, recipe.columns, series, ("test",))
+        return manifest.read(table, recipe.columns, series, ("test",), recipe.check_row)
     except FileNotFoundError as error:
         raise ConfigError(f"--manifest {table}: there is no such file") from error
     except manifest.ManifestError as error:

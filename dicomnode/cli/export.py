@@ -19,7 +19,9 @@ __all__ = ["export"]
 
 def export(
     ctx: typer.Context,
-    source: Annotated[str, typer.Argument(metavar="STUDY_UID|FOLDER", help="A study of this node, or DICOM files.")],
+    source: Annotated[
+        str, typer.Argument(metavar="STUDY|FOLDER", help="A study of this node (number or UID), or files.")
+    ],
     out_dir: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the dataset, new or existing.")],
     bids: Annotated[bool, typer.Option("--bids", help="In the layout of BIDS.")] = False,
     subject: Annotated[str, typer.Option(metavar="LABEL", help="Subject in the dataset; never the Patient ID.")] = "01",

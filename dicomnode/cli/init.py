@@ -23,4 +23,5 @@ def init(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder for 
     target.write_text(files("dicomnode").joinpath("node.toml").read_text(encoding="utf-8"), encoding="utf-8")
     config = load(target)
     config.spool_dir.mkdir(parents=True, exist_ok=True)
-    print(f"{target} written, data in {config.data_dir}; next: edit it, then 'dicomnode check'")
+    print(f"{target} written, data in {config.data_dir}; its routes send nothing until you add 'destinations'")
+    print("next: edit it, then 'dicomnode check'")

@@ -37,7 +37,7 @@ def list_jobs(
             context.print_json(listings.list_jobs(session, chosen))
             return
         rows = tables.list_job_rows(session, chosen, mask=config.web.mask_names, now=datetime.now(UTC))
-    context.print_rows(rows, tables.JOB_COLUMNS, as_json=False)
+    context.print_rows(rows, tables.JOB_COLUMNS, as_json=False, nothing="no job")
 
 
 @app.command()
@@ -62,7 +62,7 @@ def retry(ctx: typer.Context, id: JobId) -> None:
     """Run a refused, dead or cancelled job again."""
     from db import jobs
 
-    _decide(ctx, id, jobs.retry)
+    _decide(ctx, id, jobs.retry, needs="only a refused, dead or cancelled job can run again")
 
 
 @app.command()
@@ -70,7 +70,7 @@ def cancel(ctx: typer.Context, id: JobId) -> None:
     """Do not run a job, or stop it."""
     from db import jobs
 
-    _decide(ctx, id, jobs.cancel)
+    _decide(ctx, id, jobs.cancel, needs="a job that is done or cancelled cannot be cancelled")
 
 
 @app.command()
@@ -89,12 +89,19 @@ def discard(ctx: typer.Context, id: JobId, reason: context.Reason = "", who: con
     _decide(ctx, id, jobs.discard, context.audit_reason("discarded", reason, who))
 
 
-def _decide(ctx: typer.Context, id: int, decision: Callable[..., None], reason: str = "") -> None:
+def _decide(ctx: typer.Context, id: int, decision: Callable[..., None], reason: str = "", *, needs: str = "") -> None:
+    """Decide on a job. ``needs``: the words where its state does not allow it, instead of the table's."""
     from db.engine import sessions
+    from db.states import InvalidTransition
     from dicomnode import listings
+    from dicomnode.errors import NotAllowed
 
     with sessions(context.engine(context.config(ctx))).begin() as session:
         job = listings.find_job(session, id)
-        decision(session, job, reason=reason or f"{decision.__name__} by hand", now=datetime.now(UTC))
+        before = job.state
+        try:
+            decision(session, job, reason=reason or f"{decision.__name__} by hand", now=datetime.now(UTC))
+        except InvalidTransition as error:
+            raise NotAllowed(f"job {id} is {before}: {needs}" if needs else str(error)) from None
         state = job.state
     print(f"job {id} is {state}")

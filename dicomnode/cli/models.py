@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dicomnode.cli import context
+from dicomnode.cli import context, model_doubts
 from dicomnode.errors import NotAllowed, NotFound, StorageDamaged
 from model_zoo.bundle import BundleError, weights_digest
 
 if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
     from dicomnode.config import Config
     from model_zoo.bundle import BundleFacts
     from model_zoo.installing import StagedBundle
@@ -99,10 +101,12 @@ def install(
         facts = staged.commit()
     _record_installation(config, staged, facts, who or deploying.identify_user())
     called = f"{facts.name}@{facts.version}"
-    if models.find_bundle(facts.name, config).version == facts.version:
+    default = models.find_bundle(facts.name, config)
+    if default.version == facts.version:
         print(f"installed {called}, the first version of {facts.name}: routes that name it use it")
-    else:
-        print(f"installed {called}; nothing uses it before 'dicomnode models deploy {called} --pipeline P'")
+        return
+    print(f"installed {called}; nothing uses it before 'dicomnode models deploy {called} --pipeline P'")
+    _print_warning(model_doubts.doubt_metrics(facts, default))
 
 
 @app.command()
@@ -156,6 +160,7 @@ def deploy(
     config = context.config(ctx)
     _check_version(name)
     with sessions(_open_database(config)).begin() as session:
+        is_new = _find_model_in_use(session, pipeline, config) != name
         row = deploying.deploy(
             session, config, model=name, pipeline=pipeline, mode=mode, percent=share,
             who=who or deploying.identify_user(), why=why, now=datetime.now(UTC),
@@ -167,8 +172,9 @@ def deploy(
     for route in (route for route in config.routes if route.pipeline == pipeline and route.model):
         print(f"note: route {route.name!r} names {route.model} in node.toml and keeps to it")
     if mode is not DeploymentMode.SHADOW:
-        summary = _summarize_comparisons(compared) if compared else "it never ran as one, so no study was compared"
+        summary = _summarize_comparisons(compared) if compared else "it never ran as one"
         print(f"note: as a shadow of the current version: {summary}")
+        _print_warning(model_doubts.doubt_comparisons(compared, pipeline, config) if is_new else "")
 
 
 @app.command()
@@ -213,8 +219,8 @@ def history(
 
     with readers(context.engine(context.config(ctx)))() as session:
         rows = listings.list_deployments(session, pipeline)
-    columns = ["pipeline", "model", "mode", "who", "why", "started_at", "ended_at", "digest"]
-    context.print_rows(rows, columns, as_json=as_json)
+    columns = ["pipeline", "model", "mode", "who", "why", "started_at", "ended_at", "ended_by"]
+    context.print_rows(rows, columns, as_json=as_json, nothing="no deployment: every pipeline uses its default version")
 
 
 @app.command()
@@ -226,9 +232,29 @@ def compare(ctx: typer.Context, pipeline: PipelineName, as_json: context.AsJson 
     with readers(context.engine(context.config(ctx)))() as session:
         rows = listings.list_comparisons(session, pipeline)
     columns = ["study_uid", "after", "state", "verdicts", "psnr_db", "dice", "number"]
-    context.print_rows(rows, columns, as_json=as_json)
+    none = "no comparison: no version ran as a shadow of this pipeline ('dicomnode models deploy ... --shadow')"
+    context.print_rows(rows, columns, as_json=as_json, nothing=none)
     if not as_json and rows:
         print(_summarize_comparisons(rows))
+
+
+def _find_model_in_use(session: Session, pipeline: str, config: Config) -> str:
+    """Return NAME@VERSION that the pipeline uses now, or "" where none is known."""
+    from dicomnode.deployment import pipeline_facts, pipeline_names
+    from dicomnode.errors import NodeError
+
+    try:
+        facts = pipeline_facts.find_model_in_force(
+            pipeline, pipeline_names.find_default_bundle(pipeline, config), config, session
+        )
+    except (NodeError, BundleError):
+        return ""
+    return f"{facts.name}@{facts.version}"
+
+
+def _print_warning(doubt: str) -> None:
+    if doubt:
+        typer.echo(f"warning: {doubt}", err=True)
 
 
 def _summarize_comparisons(rows: list[dict[str, Any]]) -> str:

@@ -78,7 +78,15 @@ def _print_facts(facts: Mapping[str, Any]) -> None:
     _print_part(console, "Inputs", inputs, ["name", "kind", "required", "source"])
     _print_part(console, "Options (--option NAME=VALUE)", options, ["name", "default", "values", "meaning"])
     _print_part(console, "Contract of the model", facts["contract"], ["input", "fact", "accepted", "otherwise"])
-    _print_part(console, "Limits of the result", facts["limits"], ["measurement", "when", "verdict"])
+    _print_part(console, "Limits of the result", _join_limits(facts["limits"]), ["measurement", "when", "verdict"])
+
+
+def _join_limits(limits: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return one row for each measurement and verdict: its limits above and below belong together."""
+    joined: dict[tuple[str, str], list[str]] = {}
+    for each in limits:
+        joined.setdefault((each["measurement"], each["verdict"]), []).append(each["when"])
+    return [{"measurement": name, "verdict": how, "when": " or ".join(when)} for (name, how), when in joined.items()]
 
 
 def _print_part(console: Console, title: str, rows: list[dict[str, Any]], columns: list[str]) -> None:

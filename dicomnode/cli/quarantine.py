@@ -40,7 +40,8 @@ def list_quarantined(
     with readers(context.engine(context.config(ctx)))() as session:
         rows = quarantine.list_files(session, None if state == "all" else QuarantineState(state))
         facts = [_facts(row) for row in rows]
-    context.print_rows(facts, ["id", "state", "received_at", "sender_ae_title", "reason"], as_json=as_json)
+    columns = ["id", "state", "received_at", "sender_ae_title", "reason"]
+    context.print_rows(facts, columns, as_json=as_json, nothing="nothing in quarantine")
 
 
 @app.command()
@@ -64,14 +65,18 @@ def show(ctx: typer.Context, id: Id, as_json: context.AsJson = False) -> None:
 @app.command()
 def release(ctx: typer.Context, id: Id, reason: context.Reason = "", who: context.Who = "") -> None:
     """Accept a quarantined instance; an instance that has its SOP Instance UID now goes into quarantine instead."""
+    from sqlalchemy import select
+
     from db.engine import sessions
+    from db.models import Instance, Series
     from dicomnode.ingest import quarantined
 
     config = context.config(ctx)
     why = context.audit_reason("released", reason, who)
     with sessions(context.engine(config)).begin() as session:
         done = quarantined.release(session, config, id, reason=why, now=datetime.now(UTC))
-    print(f"quarantine {id} is released as instance {done.instance_id}")
+        study = session.scalar(select(Series.study_id).join(Instance).where(Instance.id == done.instance_id))
+    print(f"quarantine {id} is released into study {study}")
 
 
 @app.command()
@@ -80,9 +85,9 @@ def discard(ctx: typer.Context, id: Id, reason: context.Reason = "", who: contex
     from db.engine import sessions
     from dicomnode.ingest import quarantined
 
-    why = context.audit_reason("discarded", reason, who)
-    with sessions(context.engine(context.config(ctx))).begin() as session:
-        quarantined.discard(session, id, reason=why, now=datetime.now(UTC))
+    why, config = context.audit_reason("discarded", reason, who), context.config(ctx)
+    with sessions(context.engine(config)).begin() as session:
+        quarantined.discard(session, config, id, reason=why, now=datetime.now(UTC))
     print(f"quarantine {id} is discarded")
 
 

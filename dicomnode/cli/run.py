@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dicomnode.cli import context
+from dicomnode.cli import context, explain_error
 
 if TYPE_CHECKING:
     from dicomnode.config import Config
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from pipelines.contract import Pipeline
 
 __all__ = ["run"]
+
+_NOTHING_FITS = "no image of it fits the first input of the pipeline"
+_STOPPED = ("refuse", "failed")
 
 
 def run(
@@ -49,7 +53,7 @@ def run(
     as_json: context.AsJson = False,
 ) -> None:
     """Run a pipeline on a folder, without network and database."""
-    from dicomnode.cli import run_inputs
+    from dicomnode.cli import run_inputs, run_report
     from dicomnode.deployment import pipeline_names
     from dicomnode.local_runs import choosing
     from dicomnode.local_runs.saving import Forms
@@ -61,15 +65,34 @@ def run(
     found = pipeline_names.resolve_pipeline(pipeline, config, model)
     facts = run_inputs.parse_facts(fact or [], modality, found)
     explicit, reports = run_inputs.parse_explicit(with_ or [], found, facts)
-    choices = _choose(found, in_dir, facts, explicit, without or [], config, model)
+    choices, left_out = _choose(found, in_dir, facts, explicit, without or [], config, model)
     choosing.refuse_shared_inputs(choices, found.inputs[0], [*explicit, *reports])
     out_dir.mkdir(parents=True, exist_ok=True)
-    command = _Command(found, pipeline, model, options, seed, config, Forms(not no_dicom, nifti, page))
-    rows: list[dict[str, Any]] = []
-    for number, choice in enumerate(choices, 1):
-        rows += command.run_one(choice, in_dir, reports, _name_folder(out_dir, choice, number, len(choices)), as_json)
+    command = _Command(found, pipeline, model, options, seed, config, Forms(not no_dicom, nifti, page), as_json)
+    outcomes = command.run_all(choices, in_dir, reports, out_dir, is_alone=len(choices) + len(left_out) == 1)
+    outcomes += [_Outcome(each, {"verdict": "left out", "reasons": [_NOTHING_FITS]}) for each in left_out]
     if as_json:
-        context.print_json(rows)
+        context.print_json([row for each in outcomes for row in each.list_rows()])
+    elif len(outcomes) > 1:
+        run_report.print_subjects([(each.subject, each.report) for each in outcomes])
+    if any(each.report["verdict"] in _STOPPED for each in outcomes):
+        raise typer.Exit(1)
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """The outcome of one subject: its report, or verdict and reasons only, and kind and path of each file."""
+
+    subject: str
+    report: Mapping[str, Any]
+    written: Sequence[tuple[str, Path]] = ()
+
+    def list_rows(self) -> list[dict[str, Any]]:
+        """Return a row for each file, or one without a file."""
+        files: list[tuple[str, str | None]] = [(kind, str(path)) for kind, path in self.written]
+        return [
+            {"subject": self.subject, "kind": kind, "file": path, **self.report} for kind, path in files or [("", None)]
+        ]
 
 
 @dataclass(frozen=True)
@@ -83,11 +106,34 @@ class _Command:
     seed: int | None
     config: Config
     forms: Forms
+    is_quiet: bool
+
+    def run_all(
+        self,
+        choices: Sequence[Choice],
+        source: Path,
+        reports: Mapping[str, Sequence[Path]],
+        folder: Path,
+        *,
+        is_alone: bool,
+    ) -> list[_Outcome]:
+        """Run the pipeline on each choice. A refusal or failure ends its own run; a single run raises it."""
+        outcomes = []
+        for number, choice in enumerate(choices, 1):
+            subject = _name_subject(choice, source)
+            try:
+                own = _name_folder(folder, choice, number, len(choices))
+                outcomes.append(self.run_one(choice, subject, source, reports, own))
+            except Exception as error:
+                if is_alone:
+                    raise
+                outcomes.append(_describe_fault(subject, error))
+        return outcomes
 
     def run_one(
-        self, choice: Choice, source: Path, reports: Mapping[str, Sequence[Path]], folder: Path, is_quiet: bool
-    ) -> list[dict[str, Any]]:
-        """Run the pipeline on one choice of inputs, and return a row for each file written."""
+        self, choice: Choice, subject: str, source: Path, reports: Mapping[str, Sequence[Path]], folder: Path
+    ) -> _Outcome:
+        """Run the pipeline on one choice of inputs, and write its results."""
         from dicomnode.cli import run_report
         from dicomnode.local_runs import running, saving
 
@@ -95,14 +141,27 @@ class _Command:
             found = running.prepare(
                 choice, self.pipeline, _find_reports(self.pipeline, choice, source, reports), Path(scratch)
             )
-            if not is_quiet:
+            if not self.is_quiet:
                 run_report.print_inputs(found)
             with context.show_progress_bar("starting") as bar:
                 produced = found.run(self.name, self.model, self.options, self.seed, self.config, bar.update)
             written = saving.save(found, produced, self.name, folder, self.forms)
-        if not is_quiet:
+        if not self.is_quiet:
             run_report.print_result(produced.report, written)
-        return [{"kind": kind, "file": str(path), **produced.report} for kind, path in written]
+        return _Outcome(subject, produced.report, written)
+
+
+def _describe_fault(subject: str, error: Exception) -> _Outcome:
+    """Return a refusal, or a failure, as the outcome of the subject, and name it on stderr."""
+    from dicomnode.errors import InputRefused
+    from pipelines.contract import Refused
+
+    reason = explain_error(error, "run")
+    print(f"dicomnode: {subject}: {reason}", file=sys.stderr)
+    return _Outcome(
+        subject,
+        {"verdict": "refuse" if isinstance(error, Refused | InputRefused) else "failed", "reasons": [reason]},
+    )
 
 
 def _choose(
@@ -113,7 +172,8 @@ def _choose(
     without: Sequence[str],
     config: Config,
     model: str,
-) -> list[Choice]:
+) -> tuple[list[Choice], list[str]]:
+    """Return the inputs of each run, and the studies and subjects of which nothing is in a run."""
     from dicomnode.deployment import models
     from dicomnode.local_runs import candidates, choosing
     from pipelines import quality
@@ -123,7 +183,8 @@ def _choose(
     usable = [each for each in candidates.find_candidates(source, facts[""]) if not taken_paths & set(each.paths)]
     routes = [route for route in config.routes if route.pipeline == pipeline.name]
     choices = choosing.choose(pipeline.inputs, usable, rules, routes, explicit, without)
-    return [_add_facts(each, facts) for each in choices]
+    left_out = [] if pipeline.inputs[0].name in explicit else choosing.find_left_out(choices, usable)
+    return [_add_facts(each, facts) for each in choices], [_name(each, source) for each in left_out]
 
 
 def _add_facts(choice: Choice, facts: Mapping[str, Mapping[str, Any]]) -> Choice:
@@ -154,3 +215,13 @@ def _name_folder(folder: Path, choice: Choice, number: int, count: int) -> Path:
     from dicomnode.nifti.results import slug
 
     return folder if count == 1 else folder / f"{number:03}_{slug(next(iter(choice.inputs.values())).name)}"
+
+
+def _name_subject(choice: Choice, source: Path) -> str:
+    return _name(next(iter(choice.inputs.values())), source)
+
+
+def _name(candidate: Candidate, source: Path) -> str:
+    """Return the name of a series, or where a file lies below the source."""
+    path, root = candidate.paths[0], source.resolve()
+    return str(path.relative_to(root)) if len(candidate.paths) == 1 and path.is_relative_to(root) else candidate.name

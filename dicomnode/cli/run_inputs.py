@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import typer
 
+from dicomnode.config import route_blocks
 from dicomnode.local_runs import candidates
 from dicomnode.local_runs.candidates import Candidate
 from dicomnode.nifti.facts import parse_fact
@@ -63,7 +63,4 @@ def parse_option(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals:
         raise typer.BadParameter(f"{text!r} is not KEY=VALUE")
-    try:
-        return key, tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        return key, value
+    return key, route_blocks.parse_value(value)

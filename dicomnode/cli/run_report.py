@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
     from dicomnode.local_runs.running import LocalRun
 
-__all__ = ["print_inputs", "print_result"]
+__all__ = ["print_inputs", "print_result", "print_subjects"]
 
 _MOST_COLUMNS = 4
-_VERDICTS = {"accept": "accepted", "hold": "HELD for a person", "refuse": "REFUSED"}
+_VERDICTS = {"accept": "accepted", "hold": "HELD for a person", "refuse": "REFUSED", "failed": "FAILED"}
 
 
 def print_inputs(run: LocalRun) -> None:
@@ -39,6 +39,17 @@ def print_result(report: Mapping[str, Any], written: Sequence[tuple[str, Path]])
     _print_measurements(console, report["measurements"])
     _print_table(console, ["note", "text"], [[each["name"], each["text"]] for each in report["notes"]])
     _print_table(console, ["kind", "file"], [[kind, str(path)] for kind, path in written])
+
+
+def print_subjects(reports: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+    """Print the result of each subject, with the reason."""
+    from rich.console import Console
+
+    rows = [
+        [subject, _VERDICTS.get(str(each["verdict"]), str(each["verdict"])), "; ".join(each["reasons"])]
+        for subject, each in reports
+    ]
+    _print_table(Console(highlight=False), ["subject", "result", "reason"], rows)
 
 
 def _print_measurements(console: Console, measurements: Sequence[Mapping[str, Any]]) -> None:

@@ -18,10 +18,32 @@ if TYPE_CHECKING:
 __all__ = ["send", "send_files"]
 
 
+def _check_ae_title(value: str) -> str:
+    """Return the AE title without outer spaces; an empty text stays empty."""
+    from pydantic import TypeAdapter, ValidationError
+
+    from dicomnode.config.value_types import AETitle
+
+    try:
+        return TypeAdapter(AETitle).validate_python(value) if value else ""
+    except ValidationError:
+        raise typer.BadParameter("an AE title has 1 to 16 printable ASCII characters and no backslash") from None
+
+
 def send(
     ctx: typer.Context,
     paths: Annotated[list[Path], typer.Argument(help="DICOM files, and folders of them.", exists=True)],
     to: Annotated[str, typer.Option("--to", help="A configured peer's name, or HOST:PORT:AE_TITLE.")],
+    calling: Annotated[
+        str,
+        typer.Option(
+            "--from",
+            metavar="AE_TITLE",
+            help="The AE title to call with.",
+            show_default="[node] ae_title",
+            callback=_check_ae_title,
+        ),
+    ] = "",
     as_json: context.AsJson = False,
 ) -> None:
     """Send files and folders to a peer by C-STORE."""
@@ -30,7 +52,7 @@ def send(
     files = list(peers.find_dicom_files(paths))
     if not files:
         raise typer.BadParameter(f"no DICOM file below {', '.join(map(str, paths))}", param_hint="PATH")
-    results = send_files(ctx, files, to)
+    results = send_files(ctx, files, to, calling_aet=calling)
     rows = [_describe_result(result) for result in results]
     failed = [row for row, result in zip(rows, results, strict=True) if not result.is_stored]
     if as_json:
@@ -44,8 +66,11 @@ def send(
         raise typer.Exit(1)
 
 
-def send_files(ctx: typer.Context, files: Sequence[Path], to: str) -> list[StoreResult]:
-    """Send the files by C-STORE, with progress on a terminal; an address as ``to`` needs no configuration."""
+def send_files(ctx: typer.Context, files: Sequence[Path], to: str, *, calling_aet: str = "") -> list[StoreResult]:
+    """Send the files by C-STORE, with progress on a terminal; an address as ``to`` needs no configuration.
+
+    ``calling_aet``: empty for the AE title of the node.
+    """
     from dicomnode.config import Config
     from dicomnode.dimse import peers
 
@@ -55,7 +80,7 @@ def send_files(ctx: typer.Context, files: Sequence[Path], to: str) -> list[Store
         return peers.store(
             peer,
             files,
-            calling_aet=config.node.ae_title,
+            calling_aet=calling_aet or config.node.ae_title,
             on_result=lambda result: bar.advance(),
             timeout_s=config.node.network_timeout_s,
             tls=config.node.tls,

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dicomnode.cli import context
+
+if TYPE_CHECKING:
+    from dicomnode.config import Config
 
 __all__ = ["serve", "work"]
 
@@ -48,7 +53,28 @@ def work(
         raise NodeError("'dicomnode work' needs torch, which is not installed on this host: docs/deploying.md")
     context.log_to_stderr(config)
     node.prepare(config)
-    with node.stop_on_signals() as stop:
+    has_nights = bool(config.learning) and parent is None and not once
+    with node.stop_on_signals() as stop, _run_nights(config) if has_nights else nullcontext():
         jobs = launch.run_workers(config, once=once, parent=parent, stop=stop)
     if once:
         print(f"{jobs} jobs taken")
+
+
+@contextmanager
+def _run_nights(config: Config) -> Iterator[None]:
+    """Start and end the nights of learning meanwhile."""
+    from db import clock as clocks
+    from db import engine as engines
+    from dicomnode.learning.supervising import LearningSupervisor
+    from dicomnode.monitoring.sweep_health import SweepHealth
+    from dicomnode.sweeps import Sweeps
+
+    engine = engines.connect(config.database_url)
+    supervisor = LearningSupervisor(engines.sessions(engine), config, clocks.make_clock(engine))
+    sweeps = Sweeps({"learning": supervisor.step}, sweep_health=SweepHealth(), before=lambda: None)
+    sweeps.start()
+    try:
+        yield
+    finally:
+        sweeps.stop()
+        supervisor.stop()

@@ -27,17 +27,20 @@ def status(ctx: typer.Context, as_json: context.AsJson = False) -> None:
 
 
 def _format_lines(facts: dict[str, Any]) -> list[dict[str, str]]:
+    from dicomnode.monitoring.status import count_shown_states, group_errors
+
     waiting = facts["oldest_waiting_s"]
     lines = [
-        ("studies", _format_counts(facts["studies"])),
+        ("studies", _format_counts(count_shown_states(facts))),
         ("instances", f"{facts['instances']}, {facts['quarantined']} quarantined"),
         ("jobs", _format_counts(facts["jobs"])),
+        ("workers", f"{facts['workers']} reported in the last minute"),
     ]
     lines += [(f"to {name}", _format_counts(states)) for name, states in facts["deliveries"].items()]
     lines += [(f"notifications to {name}", _format_counts(states)) for name, states in facts["notifications"].items()]
     lines += [(f"oldest waiting {what}", f"{age_s:.0f} s") for what, age_s in waiting.items() if age_s is not None]
     lines += [("disk", f"{facts['disk']['free_gb']} GB free, {facts['disk']['used_percent']} % used")]
-    lines += [(error["what"], error["reason"]) for error in facts["last_errors"]]
+    lines += group_errors(facts["last_errors"])
     return [{"what": what, "state": state} for what, state in lines]
 
 

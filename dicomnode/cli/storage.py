@@ -81,9 +81,10 @@ def adopt(ctx: typer.Context, as_json: context.AsJson = False) -> None:
     config = context.config(ctx)
     node.prepare(config)
     findings = list(adoption.adopt(sessions(context.engine(config)), config.spool_dir, now=datetime.now(UTC)))
-    context.print_rows([asdict(each) for each in findings], ["file", "outcome", "reason"], as_json=as_json)
+    context.print_rows([asdict(each) for each in findings], ["file", "outcome", "reason"], as_json=as_json,
+                       nothing="no file without a row")  # fmt: skip
     typer.echo(f"{sum(each.outcome == 'adopted' for each in findings)} of {len(findings)} files adopted", err=True)
 
 
 def _print(findings: list[Discrepancy], as_json: bool) -> None:
-    context.print_rows([asdict(each) for each in findings], _COLUMNS, as_json=as_json)
+    context.print_rows([asdict(each) for each in findings], _COLUMNS, as_json=as_json, nothing="no fault")

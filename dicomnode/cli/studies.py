@@ -36,24 +36,32 @@ def list_studies(ctx: typer.Context, as_json: context.AsJson = False) -> None:
             context.print_json(listings.list_studies(session))
             return
         rows = tables.list_study_rows(session, mask=config.web.mask_names)
-    context.print_rows(rows, tables.STUDY_COLUMNS, as_json=False)
+    context.print_rows(rows, tables.STUDY_COLUMNS, as_json=False, nothing="no study")
 
 
 @app.command()
 def show(ctx: typer.Context, uid: StudyUid, as_json: context.AsJson = False) -> None:
     """Show one study: its series, its jobs and their results."""
+    from db import overview
     from db.engine import readers
     from dicomnode import listings
+    from dicomnode.web import template_filters
 
     with readers(context.engine(context.config(ctx)))() as session:
         facts = listings.describe_study(session, listings.resolve_study(session, uid))
     if as_json:
         context.print_json(facts)
         return
-    lines = [{"what": name, "value": value} for name, value in facts.items() if not isinstance(value, list)]
+    state = {"state": overview.describe_study_state(facts["state"], len(facts["jobs"]))}
+    lines = [{"what": name, "value": value} for name, value in (facts | state).items() if not isinstance(value, list)]
     context.print_rows(lines, ["what", "value"], as_json=False)
-    context.print_rows(facts["series"], ["modality", "description", "instances", "series_uid"], as_json=False)
-    context.print_rows(facts["jobs"], ["id", "route", "state", "results", "delivered", "reason"], as_json=False)
+    context.print_title("Series")
+    series = [row | {"series": template_filters.shorten_uid(row["series_uid"])} for row in facts["series"]]
+    context.print_rows(series, ["modality", "description", "instances", "series"], as_json=False, nothing="no series")
+    context.print_title("Jobs")
+    columns = ["id", "route", "state", "results", "delivered", "reason"]
+    none = "no job: 'dicomnode studies explain' says which routes match and why not"
+    context.print_rows(facts["jobs"], columns, as_json=False, nothing=none)
 
 
 @app.command()
@@ -63,6 +71,8 @@ def explain(
     as_json: context.AsJson = False,
 ) -> None:
     """Explain which routes match, on which attributes, or why none does, with the state of the jobs."""
+    from dicomnode.web import template_filters
+
     rows = _explain(context.config(ctx), what)
     if as_json:
         context.print_json(rows)
@@ -70,12 +80,49 @@ def explain(
     cells = [
         row
         | {
-            "series": "\n".join(row["matched"]),
+            "series": "\n".join(map(template_filters.shorten_uid, row["matched"])),
             "jobs": "\n".join(f"job {job['id']} {job['state']}: {job['reason']}".rstrip(": ") for job in row["jobs"]),
         }
         for row in rows
     ]
-    context.print_rows(cells, ["route", "pipeline", "series", "why", "jobs"], as_json=False)
+    columns = [name for name in ("route", "pipeline", "series", "why", "jobs") if any(row[name] for row in cells)]
+    context.print_rows(cells, columns, as_json=False, nothing="node.toml has no route")
+
+
+@app.command()
+def ledger(ctx: typer.Context, uid: StudyUid, as_json: context.AsJson = False) -> None:
+    """Show what became of a study: job, model with digest, each result, its destination, and the proof it is there."""
+    from db.engine import readers
+    from dicomnode import listings
+
+    with readers(context.engine(context.config(ctx)))() as session:
+        rows = listings.list_ledger(session, listings.resolve_study(session, uid))
+    if as_json:
+        context.print_json(rows)
+        return
+    cells = [
+        row
+        | {"instances": len(row["instances"]), "digest": row["digest"][:12], "at": row["proven_at"] or row["sent_at"]}
+        for row in rows
+    ]
+    columns = ["instances", "job", "model", "digest", "result", "kind", "destination", "proof", "at", "reason"]
+    context.print_rows(cells, columns, as_json=False)
+
+
+@app.command()
+def prove(ctx: typer.Context, uid: StudyUid) -> None:
+    """Ask the destinations again for proof of the study's results that stayed unproven."""
+    from db.engine import sessions
+    from dicomnode import listings
+    from dicomnode.commitment import proving
+    from dicomnode.deployment import deploying
+
+    config = context.config(ctx)
+    reason = f"asked again by {deploying.identify_user()}"
+    with sessions(context.engine(config)).begin() as session:
+        study = listings.resolve_study(session, uid)
+        count = proving.ask_again(session, config, study.id, reason=reason, now=datetime.now(UTC))
+    print(f"{count} results are asked about again; a running node does so now")
 
 
 @app.command()

@@ -26,17 +26,18 @@ JOB_COLUMNS = ("job", "study", "patient", "route", "state", "left", "reason")
 
 def list_study_rows(session: Session, *, mask: bool) -> list[dict[str, Any]]:
     """Return a row for every study, the newest last; ``mask``: without names."""
-    count = select(func.count(Instance.id)).join(Series).where(Series.study_id == Study.id).scalar_subquery()
+    instances = select(func.count(Instance.id)).join(Series).where(Series.study_id == Study.id).scalar_subquery()
+    jobs = select(func.count(Job.id)).where(Job.study_id == Study.id).scalar_subquery()
     return [
         {
             "study": study.id,
             "patient": _name_patient(study, mask),
             "description": study.study_description,
-            "state": study.state,
+            "state": overview.describe_study_state(study.state, made),
             "images": images,
             "received": study.last_received_at,
         }
-        for study, images in session.execute(select(Study, count).order_by(Study.id))
+        for study, images, made in session.execute(select(Study, instances, jobs).order_by(Study.id))
     ]
 
 
@@ -50,7 +51,7 @@ def list_job_rows(session: Session, state: JobState | None, *, mask: bool, now: 
             "study": job.study_id,
             "patient": _name_patient(job.study, mask),
             "route": job.route,
-            "state": job.state,
+            "state": job.state_name,
             "left": _describe_rest(job, typical, now),
             "reason": job.reason,
         }

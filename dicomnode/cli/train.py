@@ -32,11 +32,13 @@ def train(
     recipe: Annotated[
         str,
         typer.Argument(
-            help="mri-prior, anatomy, pet-synthesis, standard-dose-pet, standard-dose-pet-semi or synthetic-dir."
+            help="mri-prior, anatomy, pet-synthesis, standard-dose-pet, standard-dose-pet-semi, synthetic-dir or "
+            "translation."
         ),
     ],
     data: Annotated[Path | None, typer.Option(help="Data kit's folder; default: DICOMNODE_DATA.")] = None,
     manifest: Annotated[Path | None, typer.Option(help="CSV of your own data, instead of simulation.")] = None,
+    plan: Annotated[Path | None, typer.Option(help="plan.toml of a translation: its series and scales.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; default: ./out/RECIPE.")] = None,
     configuration: Annotated[str, typer.Option(help="cpu, gpu, or smoke (seconds, to see that it runs).")] = "cpu",
     device: Annotated[str, typer.Option(help="Torch device: cpu, cuda, cuda:1 …")] = "cpu",
@@ -61,7 +63,7 @@ def train(
 
     Under torchrun all processes train together: torchrun --nproc-per-node 8 -m dicomnode train RECIPE --device cuda
     """
-    chosen = _find_recipe(recipe)
+    chosen = _find_recipe(recipe, plan)
     if columns:
         _print_columns(chosen)
         return
@@ -84,12 +86,20 @@ def train(
         raise NodeError(f"train {recipe}: {error}") from error
 
 
-def _find_recipe(name: str) -> Recipe[Any]:
+def _find_recipe(name: str, plan: Path | None) -> Recipe[Any]:
     from model_zoo import training
 
     if name not in training.RECIPES:
         raise typer.BadParameter(f"no recipe {name!r}; there is: {', '.join(training.RECIPES)}")
-    return training.load(name)
+    recipe = training.load(name)
+    if plan is None:
+        return recipe
+    if recipe.with_plan is None:
+        raise typer.BadParameter(f"--plan: the recipe {name} takes no plan; translation does")
+    try:
+        return recipe.with_plan(plan)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--plan {plan}: {error}") from error
 
 
 def _print_columns(recipe: Recipe[Any]) -> None:
@@ -154,7 +164,7 @@ def open_sources(recipe: Recipe[Any], data: Path | None, table: Path | None, pha
 
     series = SeriesReader(folders.read_grid, folders.read_values)
     try:
-        return manifest.make_sources(manifest.read(table, recipe.columns, series))
+        return manifest.make_sources(manifest.read(table, recipe.columns, series, check_row=recipe.check_row))
     except manifest.ManifestError as error:
         for problem in error.problems:
             print(f"{table}: {problem}", file=sys.stderr)

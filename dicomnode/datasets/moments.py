@@ -13,6 +13,8 @@ _DATE = re.compile(r"\d{8}")
 _TIME = re.compile(r"(\d{2})(?:(\d{2})(?:(\d{2})(?:\.(\d{1,6}))?)?)?")
 _ZONE = re.compile(r"([+-])(\d{2})(\d{2})")
 _WIDEST = timedelta(hours=14)
+_YEARS = range(1000, 9999)
+"""Years of real dates. Others, such as 00010101, are placeholders, and the day beside them may not exist."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ def combine(date: Any, time: Any, offset: timedelta | None) -> Moment | None:
     try:
         second_start = datetime.strptime(f"{day}{hour}{minute or '00'}{second or '00'}", "%Y%m%d%H%M%S")
     except ValueError:
+        return None
+    if second_start.year not in _YEARS:
         return None
     precision_s = 3600.0 if minute is None else 60.0 if second is None else 0.0
     return Moment(second_start + timedelta(seconds=float(f"0.{fraction or 0}")), offset, precision_s)

@@ -13,6 +13,7 @@ import socket
 import struct
 import sys
 import warnings
+import zlib
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,7 +28,7 @@ _CPU_S = 90
 
 _BROKEN = (
     AssertionError, AttributeError, EOFError, LookupError, NotImplementedError, OSError, OverflowError, RecursionError,
-    RuntimeError, TypeError, ValueError,
+    RuntimeError, TypeError, ValueError, struct.error, zlib.error,
 )  # fmt: skip
 
 

@@ -43,11 +43,19 @@ _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 class Pool:
     """Pool of child processes, started on demand; ``run`` can be called from any thread.
 
-    ``children``: most at a time; ``wait_s``: longest wait for one of them; ``work_s``: longest time for an answer.
+    ``children``: most at a time; ``wait_s``: longest wait for one of them; ``work_s``: longest time for an answer;
+    ``most_waiting``: most calls that wait for a child.
     """
 
-    def __init__(self, children: int = _CHILDREN, *, wait_s: float = _WAIT_S, work_s: float = _WORK_S) -> None:
-        self._wait_s, self._work_s = wait_s, work_s
+    def __init__(
+        self,
+        children: int = _CHILDREN,
+        *,
+        wait_s: float = _WAIT_S,
+        work_s: float = _WORK_S,
+        most_waiting: int = _MOST_WAITING,
+    ) -> None:
+        self._wait_s, self._work_s, self._most_waiting = wait_s, work_s, most_waiting
         self._lock = threading.Lock()
         self._free = threading.BoundedSemaphore(children)
         self._idle: list[_Child] = []
@@ -94,7 +102,7 @@ class Pool:
     def _wait_for_turn(self) -> None:
         busy = NodeBusy("the node decodes as much as it may; ask again in a while")
         with self._lock:
-            if self._waiting >= _MOST_WAITING:
+            if self._waiting >= self._most_waiting:
                 raise busy
             self._waiting += 1
         try:
@@ -119,12 +127,19 @@ class Pool:
         return answer
 
     def _take_child(self) -> _Child:
-        with self._lock:
-            child = self._idle.pop() if self._idle else None
-        child = child or _Child(self._work_s)
+        child = self._pop_idle() or _Child(self._work_s)
         with self._lock:
             self._busy.add(child)
         return child
+
+    def _pop_idle(self) -> _Child | None:
+        """Return an idle child that lives, or None: where memory is short, the kernel ends idle children first."""
+        while True:
+            with self._lock:
+                child = self._idle.pop() if self._idle else None
+            if child is None or child.is_alive:
+                return child
+            child.end()
 
     def _put_child(self, child: _Child) -> None:
         if child.is_spent:
@@ -152,6 +167,11 @@ class _Child:
                 command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], env=os.environ | _ENVIRONMENT
             )
         self._request_count = 0
+
+    @property
+    def is_alive(self) -> bool:
+        """False where the process has ended."""
+        return self._process.poll() is None
 
     @property
     def is_spent(self) -> bool:

@@ -21,7 +21,9 @@ from dicomnode.results.reader_decision import READERS_WORDS
 
 __all__ = ["KEPT_DESCRIPTORS", "clean_record", "clean_text", "is_own_result", "remove_characteristics"]
 
-KEPT_DESCRIPTORS = frozenset({"SeriesDescription", "DerivationDescription", "ImageComments", "ContributionDescription"})
+KEPT_DESCRIPTORS = frozenset(
+    {"SeriesDescription", "DerivationDescription", "ImageComments", "FrameComments", "ContributionDescription"}
+)
 """Keywords of the descriptors that hold the marks of a result."""
 _CHARACTERISTICS = frozenset({"sex", "age_years", "weight_kg", "size_m", "covariates"})
 _COVARIATE_TITLES = frozenset(item.title for item in covariates.ITEMS.values())

@@ -21,6 +21,7 @@ from pydicom.uid import UID
 
 from db import deliveries, destinations, jobs
 from dicomnode.backoff import draw_backoff
+from dicomnode.commitment import proving
 from dicomnode.deidentify import outgoing
 from dicomnode.delivery import gate, negotiation
 from dicomnode.dimse import peers
@@ -101,7 +102,7 @@ class _DeliverySweep:
     def _store(self, peer: Peer, by_path: Mapping[Path, Sequence[ClaimedDelivery]]) -> int:
         def record(result: StoreResult) -> None:
             for due in by_path[result.path]:
-                self._record(due, result)
+                self._record(peer, due, result)
 
         results = peers.store(
             peer,
@@ -154,12 +155,15 @@ class _DeliverySweep:
             self._record_failure(due, f"not sent: {exc}", retry_at=self._retry_at(due))
         return None
 
-    def _record(self, due: ClaimedDelivery, result: StoreResult) -> None:
+    def _record(self, peer: Peer, due: ClaimedDelivery, result: StoreResult) -> None:
         if not result.is_stored:
             self._record_failure(due, result.text, retry_at=self._retry_at(due))
             return
+        sent = proving.read_identifiers(result.path) if proving.needs_proof(peer) else None
         with self.sessions.begin() as session:
-            deliveries.mark_delivered(session, due.delivery_id, worker=self.worker, now=self.now())
+            is_ours = deliveries.mark_delivered(session, due.delivery_id, worker=self.worker, now=self.now())
+            if sent is not None and is_ours:
+                proving.begin_proof(session, peer, due.delivery_id, sent, now=self.now())
 
     def _record_failure(self, due: ClaimedDelivery, reason: str, *, retry_at: datetime | None) -> None:
         with self.sessions.begin() as session:

@@ -178,6 +178,6 @@ def _check_bundle_fits(bundle: str, pipeline: str) -> None:
 
     if not pipeline_names.allows_bundle(pipeline, bundle):
         others = [name for name, own in pipelines.BUNDLES.items() if own == bundle] or [
-            f"{pipelines.BUNDLE_PREFIX}{bundle}"
+            f"{pipeline.partition(':')[0]}:{bundle}"
         ]
         raise NotAllowed(f"{bundle} is the model of {', '.join(others)}, not of {pipeline}")

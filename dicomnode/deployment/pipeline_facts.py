@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
 
+import pipelines
 from db import deployments
 from db.states import DeploymentMode
 from dicomnode.config import Config
@@ -48,7 +49,7 @@ def describe_pipeline(name: str, config: Config, session: Session | None = None)
     Raises ConfigError for an unknown name, BundleError for a model that is not installed.
     """
     pipeline = pipeline_names.resolve_pipeline(name, config)
-    facts = find_model_in_force(pipeline, config, session)
+    facts = find_model_in_force(pipeline.name, pipeline.bundle, config, session)
     return {
         "name": name,
         "title": pipeline.title,
@@ -64,25 +65,32 @@ def describe_pipeline(name: str, config: Config, session: Session | None = None)
     }
 
 
-def find_model_in_force(pipeline: Pipeline, config: Config, session: Session | None = None) -> BundleFacts:
-    """Return the bundle that is deployed as current, else the one that the pipeline uses without a deployment."""
-    rows = deployments.find_in_force(session, pipeline.name) if session else {}
+def find_model_in_force(name: str, bundle: str, config: Config, session: Session | None = None) -> BundleFacts:
+    """Return the bundle that is deployed as current for a pipeline, else ``bundle``, its own."""
+    rows = deployments.find_in_force(session, name) if session else {}
     current = rows.get(DeploymentMode.CURRENT)
-    return models.find_bundle(deployments.format_model(current) if current else pipeline.bundle, config)
+    return models.find_bundle(deployments.format_model(current) if current else bundle, config)
 
 
 def _summarize(name: str, config: Config, session: Session | None) -> dict[str, Any]:
     try:
-        pipeline = pipeline_names.resolve_pipeline(name, config)
+        title, inputs, bundle = _summarize_contract(name, config)
     except ConfigError as error:  # a site's, which 'show' explains
         return {"name": name, "title": f"cannot be loaded: {error}", "inputs": "", "model": ""}
-    inputs = [each.name if each.required else f"[{each.name}]" for each in pipeline.inputs]
     try:
-        facts = find_model_in_force(pipeline, config, session)
+        facts = find_model_in_force(name, bundle, config, session)
         model = f"{facts.name}@{facts.version}"
     except BundleError:
-        model = f"{pipeline.bundle}: not installed"
-    return {"name": name, "title": pipeline.title, "inputs": " ".join(inputs), "model": model}
+        model = f"{bundle}: not installed"
+    return {"name": name, "title": title, "inputs": inputs, "model": model}
+
+
+def _summarize_contract(name: str, config: Config) -> tuple[str, str, str]:
+    """Return title, inputs and bundle. The node's own pipelines are not imported, which would import torch."""
+    if name in pipelines.MODULES and name not in config.pipelines.site:
+        return pipelines.TITLES[name], pipelines.INPUTS[name], pipelines.BUNDLES[name]
+    pipeline = pipeline_names.resolve_pipeline(name, config)
+    return pipeline.title, pipelines.format_inputs(pipeline), pipeline.bundle
 
 
 def _read_docstring(pipeline: Pipeline) -> str:

@@ -1,4 +1,5 @@
-"""The pipeline names that a route may use: the node's own, a site's from node.toml, or ``bundle:NAME``.
+"""The pipeline names that a route may use: the node's own, a site's from node.toml, ``bundle:NAME`` or
+``translate:NAME``.
 
 Names are listed and checked without importing a pipeline, so that the receiver and the web pages can use them.
 """
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "allows_bundle",
+    "check_model",
     "check_pipeline",
     "find_default_bundle",
     "list_pipelines",
@@ -25,17 +27,22 @@ __all__ = [
     "resolve_pipeline",
 ]
 
+_PREFIXES = (pipelines.BUNDLE_PREFIX, pipelines.TRANSLATE_PREFIX)
+
 
 def list_pipelines(config: Config) -> list[str]:
-    """Return the names of the node's own pipelines, the site's, and all bundles with pre- and postprocessing steps."""
+    """Return the names of the node's own pipelines, the site's, and all bundles with processing steps or a plan."""
     from model_zoo import monai_rules, registry
     from model_zoo.bundle import BundleError
 
     names = {*pipelines.MODULES, *config.pipelines.site}
     for facts in models.list_bundles(config):
         try:
-            if monai_rules.has_inferer(registry.read_definition(facts)[1]):
+            settings = registry.read_definition(facts)[1]
+            if monai_rules.has_inferer(settings):
                 names.add(f"{pipelines.BUNDLE_PREFIX}{facts.name}")
+            if isinstance(settings.get("plan"), dict):
+                names.add(f"{pipelines.TRANSLATE_PREFIX}{facts.name}")
         except BundleError:
             continue  # 'models verify' reports it
     return sorted(names)
@@ -45,11 +52,30 @@ def check_pipeline(name: str, config: Config) -> None:
     """Raise ConfigError unless a pipeline of that name exists. The pipeline is not imported."""
     if name in config.pipelines.site:
         site.find_entry_point(name, config)
-    elif name == pipelines.BUNDLE_PREFIX.rstrip(":"):
-        raise ConfigError(f"the pipeline needs the name of its bundle: {pipelines.BUNDLE_PREFIX}NAME")
-    elif name not in pipelines.MODULES and not _bundle_name(name):
-        known = ", ".join([*sorted({*pipelines.MODULES, *config.pipelines.site}), f"{pipelines.BUNDLE_PREFIX}NAME"])
+    elif f"{name}:" in _PREFIXES or name in _PREFIXES:
+        raise ConfigError(f"the pipeline needs the name of its bundle: {name.rstrip(':')}:NAME")
+    elif name not in pipelines.MODULES and not pipelines.find_bundle_name(name):
+        forms = [f"{prefix}NAME" for prefix in _PREFIXES]
+        known = ", ".join([*sorted({*pipelines.MODULES, *config.pipelines.site}), *forms])
         raise ConfigError(f"no pipeline is named {name!r}; there are: {known}")
+
+
+def check_model(pipeline: str, model: str, config: Config) -> None:
+    """Raise ConfigError unless the bundle of a route is installed and one for the pipeline; ``model``: "" the default.
+
+    The default of a site's pipeline is left to those who import it.
+    """
+    from model_zoo.bundle import BundleError
+
+    if pipeline in config.pipelines.site and not model:
+        return
+    name = model or pipelines.find_bundle_name(pipeline) or pipelines.BUNDLES[pipeline]
+    try:
+        bundle = models.find_bundle(name, config).name
+    except BundleError as error:
+        raise ConfigError(f"model of the route: {error}") from None
+    if not allows_bundle(pipeline, bundle):
+        raise ConfigError(f"model of the route: {bundle} is no model for {pipeline}")
 
 
 def find_default_bundle(name: str, config: Config) -> str:
@@ -57,7 +83,7 @@ def find_default_bundle(name: str, config: Config) -> str:
     check_pipeline(name, config)
     if name in config.pipelines.site:
         return site.load_pipeline(name, config).bundle
-    return _bundle_name(name) or pipelines.BUNDLES[name]
+    return pipelines.find_bundle_name(name) or pipelines.BUNDLES[name]
 
 
 def pin_default(pipeline: str, model: str, config: Config) -> Version:
@@ -70,7 +96,7 @@ def pin_default(pipeline: str, model: str, config: Config) -> Version:
     from model_zoo import registry
     from model_zoo.bundle import BundleError
 
-    name = model or _bundle_name(pipeline)
+    name = model or pipelines.find_bundle_name(pipeline)
     if not name or "@" in name or name in {facts.name for facts in registry.list_bundles()}:
         return Version(model, "")
     try:
@@ -89,23 +115,19 @@ def resolve_pipeline(name: str, config: Config, model: str = "") -> Pipeline:
     check_pipeline(name, config)
     if name in config.pipelines.site:
         return site.load_pipeline(name, config)
-    if bundle := _bundle_name(name):
-        return pipelines.load_bundle(models.find_bundle(model or bundle, config))
+    if bundle := pipelines.find_bundle_name(name):
+        return pipelines.load_bundle(name, models.find_bundle(model or bundle, config))
     return pipelines.load(name)
 
 
 def allows_bundle(pipeline: str, bundle: str) -> bool:
     """Return whether a bundle may be deployed for a pipeline.
 
-    ``bundle:NAME`` allows the versions of NAME, and a site's pipeline any bundle. One of the node's own pipelines
-    allows its own bundle and a site's, but not the bundle of another of the node's own pipelines.
+    ``bundle:NAME`` and ``translate:NAME`` allow the versions of NAME, and a site's pipeline any bundle. One of the
+    node's own pipelines allows its own bundle and a site's, but not the bundle of another of the node's own pipelines.
     """
-    if own := _bundle_name(pipeline):
+    if own := pipelines.find_bundle_name(pipeline):
         return own == bundle
     if pipeline not in pipelines.MODULES:
         return True
     return bundle not in pipelines.BUNDLES.values() or pipelines.BUNDLES[pipeline] == bundle
-
-
-def _bundle_name(pipeline: str) -> str:
-    return pipeline.removeprefix(pipelines.BUNDLE_PREFIX) if pipeline.startswith(pipelines.BUNDLE_PREFIX) else ""

@@ -31,7 +31,7 @@ def find_entry_point(name: str, config: Config) -> EntryPoint:
     """
     if name not in config.pipelines.site:
         raise ConfigError(f"{config.path}: [pipelines] site does not name {name!r}")
-    if name in pipelines.MODULES or name.startswith(pipelines.BUNDLE_PREFIX):
+    if name in pipelines.MODULES or name.startswith((pipelines.BUNDLE_PREFIX, pipelines.TRANSLATE_PREFIX)):
         raise ConfigError(f"the site pipeline {name!r} has the name of one of the node's own: give it another")
     found = list(entry_points(group=GROUP, name=name))
     if not found:

@@ -19,6 +19,7 @@ from pydicom import Dataset, dcmread
 
 from dicomnode.config import Config
 from dicomnode.datasets import objects
+from dicomnode.reading import lookup
 from dicomnode.storage import spool
 
 if TYPE_CHECKING:
@@ -155,7 +156,8 @@ def _read_values(ds: Dataset) -> NDArray[np.float64] | None:
     if not any(keyword in ds for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
         return None
     slope, intercept = float(ds.get("RescaleSlope", 1) or 1), float(ds.get("RescaleIntercept", 0) or 0)
-    return np.asarray(ds.pixel_array, np.float64) * slope + intercept
+    fraction, _ = lookup.split_fraction(str(ds.get("RescaleType") or ""))
+    return fraction * (np.asarray(ds.pixel_array, np.float64) * slope + intercept)
 
 
 def _read_segments(ds: Dataset) -> Voxels:

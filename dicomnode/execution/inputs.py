@@ -46,7 +46,7 @@ def load_inputs(pipeline: Pipeline, inputs: Mapping[str, Sequence[Path]]) -> Loa
             raise InputRefused(f"{pipeline.name} needs the input {input.name!r}; no series of the study matches it")
         if not paths:
             continue
-        loaded, headers = _LOADERS[input.kind](paths)
+        loaded, headers = _load_volume(paths, allow_gaps=True) if input.allows_gaps else _LOADERS[input.kind](paths)
         for place, (array, found) in enumerate(loaded):
             name = f"{input.name} {place + 1}" if place else input.name
             arrays[name] = array
@@ -62,8 +62,10 @@ def _shares_frame(headers: Sequence[Dataset], sources: Sequence[Dataset]) -> boo
     return frame_uids[0] == frame_uids[1] if all(frame_uids) else None
 
 
-def _load_volume(paths: Sequence[Path]) -> tuple[list[tuple[Volume, dict[str, Any]]], list[Dataset]]:
-    series = volumes.read(paths)
+def _load_volume(
+    paths: Sequence[Path], *, allow_gaps: bool = False
+) -> tuple[list[tuple[Volume, dict[str, Any]]], list[Dataset]]:
+    series = volumes.read(paths, allow_gaps=allow_gaps)
     return [(series.volume, series.facts)], series.headers
 
 

@@ -30,7 +30,7 @@ from dicomnode.execution.comparing import FinishedJob
 from dicomnode.execution.lease import Interrupted, Lease
 from dicomnode.execution.processing import Task, TaskResult
 from dicomnode.storage import spool
-from pipelines.contract import Refused
+from pipelines.contract import Note, Refused
 
 if TYPE_CHECKING:
     from model_zoo.bundle import Model
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["JobRun", "WorkerContext", "build_task", "store_outputs"]
 
 log = logging.getLogger("dicomnode.execution.worker")
+_TRIAL_NOTE = Note("trial", "A person started this to try the pipeline. It is no result of a route of this node.")
 
 Clock = Callable[[], datetime]
 
@@ -231,6 +232,7 @@ def build_task(job: Job, config: Config) -> Task:
         created_at=job.created_at,
         model_digest=job.model_digest,
         helper_models=job.helper_models or {},
+        notes=(_TRIAL_NOTE,) if job.is_trial else (),
     )
 
 

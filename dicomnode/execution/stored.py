@@ -20,6 +20,7 @@ from dicomnode.deployment import pipeline_names
 from dicomnode.errors import NotFound
 from dicomnode.execution import inputs, job_run
 from dicomnode.reading import frames, volumes
+from dicomnode.reading.lookup import split_fraction
 from dicomnode.report.recorded import read_measurements
 from dicomnode.results.image import DERIVATION
 from dicomnode.results.inherited import inherit
@@ -64,12 +65,12 @@ class StoredResult:
 
 
 def choose_job(study: Study, number: int | None) -> Job:
-    """Return the study's job of that number, or its newest one with a result. Raises NotFound."""
-    jobs: list[Job] = [job for job in study.jobs if number in (None, job.id)]
+    """Return the study's job of that number, or its newest one of a route with a result. Raises NotFound."""
+    jobs: list[Job] = [job for job in study.jobs if job.id == number or (number is None and not job.is_trial)]
     finished = [job for job in jobs if job.state in (JobState.DONE, JobState.HELD, JobState.REFUSED)]
     with_result = [job for job in finished if any(output.expired_at is None for output in job.outputs)]
     if not with_result:
-        what = f"job {number}" if number is not None else "any job"
+        what = f"job {number}" if number is not None else "any route"
         raise NotFound(f"study {study.study_uid}: no result of {what}; 'dicomnode studies show' lists its jobs")
     return max(with_result, key=lambda job: job.id)
 
@@ -170,7 +171,7 @@ def read_image(files: Sequence[Path]) -> Image | ParametricMap:
 
 def _read_unit(ds: Dataset, default: str) -> str:
     """Return the unit: a Secondary Capture has it as Rescale Type, which the standard does not define as a unit."""
-    rescale_type = str(ds.get("RescaleType") or "US")
+    _, rescale_type = split_fraction(str(ds.get("RescaleType") or "US"))
     return default if rescale_type == "US" else rescale_type
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import select
 
-from db import studies
+from db import quarantine, studies
 from db.models import Instance, Output, Quarantine
 from db.states import QuarantineState
 from db.studies import Arrival, InstanceFacts, Registration, Sender, StoredFile
@@ -150,11 +150,11 @@ class InstanceSink:
                 self._ledger.repeat_log.write(self._sender.address, _SENT_AGAIN, logging.INFO)
         except NodeError as exc:
             self._ledger.meters.count_refused(exc)
-            _log.warning("an instance from %s was refused: %s", self._sender.address, exc)
+            _log.warning("an instance from %s was refused: %s", _describe_sender(self._sender), exc)
             return exc.dicom_status, str(exc)
         except Exception as exc:  # the sender must get an answer whatever broke, and never a success
             self._ledger.meters.count_refused(exc)
-            _log.error("an instance from %s could not be kept: %s", self._sender.address, type(exc).__name__)
+            _log.error("an instance from %s could not be kept: %s", _describe_sender(self._sender), type(exc).__name__)
             return NodeError.dicom_status, "the node could not keep the instance; send it again"
         finally:
             self.discard()
@@ -169,6 +169,10 @@ class InstanceSink:
     def _fail(self, exc: NodeError | OSError) -> None:
         self._failure = exc
         self.discard()
+
+
+def _describe_sender(sender: Sender) -> str:
+    return f"{sender.address} ({sender.ae_title})" if sender.ae_title else sender.address
 
 
 def _file_meta(announcement: StoreAnnouncement, sender: Sender) -> bytes:
@@ -197,9 +201,9 @@ def _resolve_conflict(ledger: Ledger, arrival: Arrival, registration: Registrati
     with ledger.sessions() as session:
         stored = session.get_one(Instance, registration.instance_id)
         stored_path, is_held = ledger.root / stored.relative_path, stored.expired_at is None
+        reason = quarantine.describe_conflict(session, stored.id)
     if is_held and sameness.is_same(stored_path, spool.path(ledger.root, arrival.file)):
         return Registration("duplicate", registration.instance_id)
-    reason = f"instance {registration.instance_id} has the same SOP Instance UID and other content"
     _quarantine(ledger, arrival, reason)
     raise DuplicateConflict(f"{reason}; this one is in quarantine")
 

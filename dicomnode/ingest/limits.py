@@ -43,6 +43,7 @@ _LONGEST_DELAY_S = 10.0
 _BURST_S = 5.0
 _LOG_INTERVAL_S = 60.0
 _MOST_ENTRIES = 1000
+_MOST_TITLES = 8
 
 Clock = Callable[[], float]
 
@@ -247,29 +248,40 @@ class RateLimitedSink:
 
 
 class ThrottledLog:
-    """Log of messages about callers: one line a minute for each address and message, with the number suppressed."""
+    """Log of messages about callers: one line a minute for each address, AE title and message, with the number
+    suppressed. An address that calls under ever new titles is named with the first ``_MOST_TITLES`` of them."""
 
     def __init__(self, log: logging.Logger, clock: Clock = time.monotonic) -> None:
         self._log, self._clock, self._lock = log, clock, threading.Lock()
-        self._last: dict[tuple[str, str], tuple[float, int]] = {}
+        self._last: dict[tuple[str, str, str], tuple[float, int]] = {}
 
     def write(self, address: str, message: str, level: int = logging.WARNING, *, ae_title: str = "") -> None:
-        """Log the message unless it was logged for the address less than a minute ago, under whichever AE title.
+        """Log the message unless it was logged for the address and AE title less than a minute ago.
 
         ``message`` ends in no full stop and names no patient.
         """
         with self._lock:
             now = self._clock()
-            logged_at, suppressed = self._last.get((address, message), (float("-inf"), 0))
+            key = (address, message, self._choose_title(address, message, ae_title, now))
+            logged_at, suppressed = self._last.get(key, (float("-inf"), 0))
             if now - logged_at < _LOG_INTERVAL_S:
-                self._last[address, message] = logged_at, suppressed + 1
+                self._last[key] = logged_at, suppressed + 1
                 return
             if len(self._last) >= _MOST_ENTRIES:
                 self._last.clear()
-            self._last[address, message] = now, 0
+            self._last[key] = now, 0
         count = f" ({suppressed} times more in the meantime)" if suppressed else ""
         caller = f"{address} ({ae_title})" if ae_title else address
         self._log.log(level, "%s: %s%s", caller, message, count)
+
+    def _choose_title(self, address: str, message: str, ae_title: str, now: float) -> str:
+        """Return the title, or none where the address has had its most titles within the last minute."""
+        recent = {
+            title
+            for (caller, text, title), (logged_at, _) in self._last.items()
+            if (caller, text) == (address, message) and now - logged_at < _LOG_INTERVAL_S
+        }
+        return ae_title if ae_title in recent or len(recent) < _MOST_TITLES else ""
 
 
 def normalise_address(address: str) -> str:

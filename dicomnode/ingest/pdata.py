@@ -19,9 +19,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
+from pydicom.errors import BytesLengthException
 from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
-from pynetdicom.dimse_messages import C_STORE_RSP
+from pynetdicom.dimse_messages import C_STORE_RSP, DIMSEMessage
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.fsm import InvalidEventError
 from pynetdicom.pdu import P_DATA_TF
@@ -36,12 +37,12 @@ __all__ = ["MessageProvider", "Sink", "StoreRequest", "UpperLayer", "install"]
 
 _log = logging.getLogger(__name__)
 
-_ASSOCIATE_RQ, _P_DATA_TF = 0x01, 0x04
+_ASSOCIATE_RQ, _P_DATA_TF, _ABORT = 0x01, 0x04, 0x07
 _LONGEST_OTHER_PDU = 1 << 20
 _LONGEST_COMMAND = 1 << 16
 _LONGEST_IDENTIFIER = 1 << 24
 _SEND_PDU = 256 * 1024
-_C_STORE_RQ = 0x0001
+_C_STORE_RQ, _N_EVENT_REPORT_RQ = 0x0001, 0x0100
 _NO_DATA_SET = 0x0101
 _LONGEST_STORE_RESPONSE = 512  # bytes of a C-STORE-RSP with two UIDs, at most
 _LONGEST_COMMENT = 64  # PS3.7 C: Error Comment is LO
@@ -134,7 +135,8 @@ class UpperLayer(ThreadlessUpperLayer):
             self.request_failure = "sent what is no PDU of an association request"
             return self.fire_event("Evt19")
         content = self.wire.read(length)
-        encoded = struct.pack(">BBL", kind, 0, length) + content
+        content = requests.normalise_abort(content) if kind == _ABORT else content
+        encoded = struct.pack(">BBL", kind, 0, len(content)) + content
         try:
             if kind == _ASSOCIATE_RQ:
                 encoded, self.refusal = requests.normalise_request(content, self.assoc.ae.ae_title)
@@ -284,14 +286,21 @@ class MessageProvider(DIMSEServiceProvider):  # type: ignore[misc]
             values.append([context_id, b"\2" + self._identifier])
         primitive = P_DATA()
         primitive.presentation_data_value_list = values
+        is_event = _parse_number(_parse_command(bytes(self._command)), 0x0100) == _N_EVENT_REPORT_RQ
         self._reset()
         try:
-            self.receive_primitive(primitive)
-        except (KeyError, ValueError, AttributeError, TypeError) as exc:  # no valid command
+            (self._queue_event if is_event else self.receive_primitive)(primitive)
+        except (KeyError, ValueError, AttributeError, TypeError, BytesLengthException) as exc:  # no valid command
             raise ProtocolError from exc
         if not self._upper.event_queue.empty():  # pynetdicom itself found an error
             self._log_protocol_error()
         self._upper.run_state_machine()
+
+    def _queue_event(self, primitive: P_DATA) -> None:
+        """Queue an N-EVENT-REPORT request as any other message: pynetdicom would start a thread that serves it."""
+        message = DIMSEMessage()
+        message.decode_msg(primitive, self.assoc)
+        self.msg_queue.put((message.context_id, message.message_to_primitive()))
 
     def _finish_store(self) -> None:
         request, sink = self._request, self._sink

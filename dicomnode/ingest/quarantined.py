@@ -36,9 +36,18 @@ def release(session: Session, config: Config, id: int, *, reason: str, now: date
         raise NotAllowed(str(error)) from None
 
 
-def discard(session: Session, id: int, *, reason: str, now: datetime) -> None:
-    """Reject the file; the next pass of retention deletes it. Raises NotFound and NotAllowed."""
-    quarantine.discard(session, _find_kept(session, id), reason=reason, now=now)
+def discard(session: Session, config: Config, id: int, *, reason: str, now: datetime) -> None:
+    """Reject the file; the next pass of retention deletes it.
+
+    Raises NotFound, and NotAllowed for content that was committed to a sender before another file replaced it.
+    """
+    row = _find_kept(session, id)
+    if not config.retention.delete_committed and quarantine.is_committed(session, row):
+        raise NotAllowed(
+            f"quarantine {id} was committed to its sender, which may have deleted its own copy: release it, or leave "
+            "it; [retention] delete_committed = true allows to discard it"
+        )
+    quarantine.discard(session, row, reason=reason, now=now)
 
 
 def _find_kept(session: Session, id: int) -> Quarantine:

@@ -1,4 +1,4 @@
-"""Normalisation of association requests (PS3.8 9.3.2, annex D) before pynetdicom decodes them.
+"""Normalisation of association requests and aborts (PS3.8 9.3.2, 9.3.8, annex D) before pynetdicom decodes them.
 
 Missing or malformed items are corrected where only one reading is possible; otherwise the request is refused with a
 reason of table 9-21. Items that no acceptor needs (user identity, common extended negotiation) are left out.
@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-__all__ = ["Refusal", "UnreadableError", "normalise_request"]
+__all__ = ["Refusal", "UnreadableError", "normalise_abort", "normalise_request"]
 
 _APPLICATION_CONTEXT = "1.2.840.10008.3.1.1.1"
 _NO_SUCH_ABSTRACT_SYNTAX = _APPLICATION_CONTEXT  # no service has it: the context gets result 3 of table 9-18
@@ -36,6 +36,8 @@ _PROTOCOL_VERSION_NOT_SUPPORTED = (1, 2, 2)
 
 _CONTEXT, _ABSTRACT, _TRANSFER, _USER = 0x20, 0x30, 0x40, 0x50
 _MAXIMUM_LENGTH, _CLASS_UID, _WINDOW, _ROLE, _VERSION_NAME, _EXTENDED = 0x51, 0x52, 0x53, 0x54, 0x55, 0x56
+_ABORT_BY_USER, _BY_PROVIDER = bytes(4), b"\2"
+_ABORT_REASONS = (b"\0", b"\1", b"\2", b"\4", b"\5", b"\6")
 _ROLES = (b"\0\1", b"\1\0", b"\1\1")
 
 
@@ -75,6 +77,12 @@ def normalise_request(body: bytes, own_title: str) -> tuple[bytes, Refusal | Non
     ]
     content = b"".join(parts)
     return struct.pack(">BBL", 1, 0, len(content)) + content, refusal
+
+
+def normalise_abort(body: bytes) -> bytes:
+    """Return the body of an A-ABORT PDU with a source and reason of PS3.8 table 9-26; others have no meaning."""
+    is_by_provider = len(body) == len(_ABORT_BY_USER) and body[2:3] == _BY_PROVIDER and body[3:] in _ABORT_REASONS
+    return body if is_by_provider else _ABORT_BY_USER
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,15 @@ from pydicom.uid import UID
 from pynetdicom import AE, evt
 from pynetdicom.association import Association
 from pynetdicom.presentation import AllStoragePresentationContexts, PresentationContext, build_context
-from pynetdicom.sop_class import Verification
+from pynetdicom.sop_class import StorageCommitmentPushModel, Verification
 from pynetdicom.transport import AssociationServer, RequestHandler
 
 from db import engine
 from db.studies import Sender
 from dicomnode import tls
+from dicomnode.commitment import answering
 from dicomnode.config import Config
+from dicomnode.config.web_address import is_loopback
 from dicomnode.datasets import pydicom_adapter
 from dicomnode.dimse import pynetdicom_adapter
 from dicomnode.dimse.pynetdicom_adapter import accepted_context
@@ -34,6 +36,7 @@ from dicomnode.ingest.ingest import InstanceSink, StoreAnnouncement
 from dicomnode.ingest.limits import ConnectionLimiter, RateLimitedSink, SenderQuotas, ThrottledLog, normalise_address
 from dicomnode.monitoring.meters import Meters
 from dicomnode.query import query_retrieve
+from dicomnode.query.query_retrieve import QueryService
 from dicomnode.storage import spool
 from dicomnode.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
@@ -124,8 +127,10 @@ class _ConnectionHandler(RequestHandler):  # type: ignore[misc]
         self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.request.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         assoc = pynetdicom_adapter.create_association(self)
-        pdata.install(assoc, self.server.service.open_sink, self.server.service.closing)
-        query_retrieve.install(assoc, self.server.service.query_service)
+        service = self.server.service
+        pdata.install(assoc, service.open_sink, service.closing)
+        query_retrieve.install(assoc, service.query_service)
+        assoc.commitment_exchange = answering.install(assoc, service.commitment_service, _identify_sender)
         pynetdicom_adapter.replace_socket_shutdown(assoc, partial(tls.close, self.request))
         return assoc
 
@@ -168,6 +173,7 @@ def _run_association(assoc: Association, run: Callable[[], None], listener: _Lis
         assoc.dul.stop_dul()
     finally:
         assoc.slot.release()
+        assoc.commitment_exchange.end()
 
 
 def _perform_handshake(sock: socket.socket, timeout_s: float) -> str:
@@ -207,9 +213,9 @@ def start(
     database = engine.connect(config.database_url)
     ledger = Ledger(root, engine.sessions(database), now, meters)
     closing = threading.Event()
-    query_service = query_retrieve.QueryService(config, engine.readers(database))
+    services = QueryService(config, engine.readers(database)), answering.CommitmentService(config, ledger.sessions, now)
     try:
-        return Server(_StorageService(config, ledger, query_service, closing).listen(), closing, database.dispose)
+        return Server(_StorageService(config, ledger, *services, closing).listen(), closing, database.dispose)
     except BaseException:
         database.dispose()
         raise
@@ -228,9 +234,15 @@ class _StorageService:
     """State that all listeners share: limits, quotas, the ledger and the meters."""
 
     def __init__(
-        self, config: Config, ledger: Ledger, query_service: query_retrieve.QueryService, closing: threading.Event
+        self,
+        config: Config,
+        ledger: Ledger,
+        query_service: QueryService,
+        commitment_service: answering.CommitmentService,
+        closing: threading.Event,
     ) -> None:
-        self.config, self.query_service, self.closing = config, query_service, closing
+        self.config, self.closing = config, closing
+        self.query_service, self.commitment_service = query_service, commitment_service
         self.limiter = ConnectionLimiter(config)
         self._ledger, self._quotas, self._caller_log = ledger, SenderQuotas(config), ThrottledLog(_log)
         self._senders: WeakKeyDictionary[Association, Sender] = WeakKeyDictionary()
@@ -269,7 +281,8 @@ class _StorageService:
             meters.count_refused_association(None)
             self.log_refused_association(sender, assoc.dul.refusal.explanation)
             return _reject(assoc, assoc.dul.refusal.codes)
-        if not self.config.allows(sender.ae_title, sender.address):
+        is_known, is_report = self.config.allows(sender.ae_title, sender.address), self._is_report(assoc, sender)
+        if not is_known and not self._is_own_check(assoc, sender) and not is_report:
             meters.count_refused_association(None)
             self.log_refused_association(sender, "not among the senders")
             return _reject(assoc, _CALLING_AE_TITLE_NOT_RECOGNISED)
@@ -278,7 +291,8 @@ class _StorageService:
             self.log_refused_association(sender, "there are too many")
             return _reject(assoc, _LOCAL_LIMIT_EXCEEDED)
         try:
-            spool.check_space(self.config.spool_dir, self.config.spool)
+            if not is_report:  # reports let retention delete, and need no space
+                spool.check_space(self.config.spool_dir, self.config.spool)
         except OutOfSpace as exc:
             meters.count_refused_association(exc)
             self.log_refused_association(sender, str(exc), logging.ERROR)
@@ -286,6 +300,16 @@ class _StorageService:
         proposed = assoc.requestor.primitive.presentation_context_definition_list
         assoc.acceptor.supported_contexts = [*assoc.acceptor.supported_contexts, *_supported_contexts(proposed)]
         return None
+
+    def _is_own_check(self, assoc: Association, sender: Sender) -> bool:
+        """Return whether ``dicomnode check`` on this machine asks for C-ECHO alone; it may, listed or not."""
+        is_own = sender.ae_title == self.config.node.ae_title and is_loopback(sender.address)
+        return is_own and _proposes_only(assoc, Verification)
+
+    def _is_report(self, assoc: Association, sender: Sender) -> bool:
+        """Return whether a destination calls for nothing but its reports on commitments; it may, listed or not."""
+        is_asked = any(peer.ae_title == sender.ae_title and peer.commitment for peer in self.config.peers)
+        return is_asked and _proposes_only(assoc, Verification, StorageCommitmentPushModel)
 
     def open_sink(self, assoc: Association, request: pdata.StoreRequest) -> pdata.Sink:
         """Return the sink for the data set of a C-STORE."""
@@ -310,7 +334,7 @@ class _StorageService:
         try:
             listener: _Listener = ae.make_server(
                 (host, port),
-                contexts=[build_context(Verification), *query_retrieve.supported_contexts()],
+                contexts=_service_contexts(),
                 evt_handlers=[(evt.EVT_REQUESTED, self.admit), (evt.EVT_SOP_EXTENDED, _negotiate_extended)],
                 server_class=_Listener,
                 request_handler=_ConnectionHandler,
@@ -322,6 +346,15 @@ class _StorageService:
         listener.service, listener.tls_context = self, context
         pynetdicom_adapter.register_server(ae, listener)
         return listener
+
+
+def _proposes_only(assoc: Association, *sop_classes: str) -> bool:
+    proposed = assoc.requestor.primitive.presentation_context_definition_list
+    return all(context.abstract_syntax in sop_classes for context in proposed)
+
+
+def _service_contexts() -> list[PresentationContext]:
+    return [build_context(Verification), *query_retrieve.supported_contexts(), *answering.supported_contexts()]
 
 
 def _application_entity(config: Config) -> AE:

@@ -22,7 +22,7 @@ from dicomnode.routing.examination import read_examination
 from pipelines.contract import Covariates, Input, KSpace, Volume
 from pipelines.quality import FACTS, InputRule
 
-__all__ = ["Choice", "choose", "refuse_shared_inputs"]
+__all__ = ["Choice", "choose", "find_left_out", "refuse_shared_inputs"]
 
 _T1W = r"(?i)mprage|mp2rage|bravo|spgr|tfe|t1"
 _INPUTS = MappingProxyType({
@@ -70,6 +70,14 @@ def choose(
     return [
         _complete(choice, optional, usable, rules, explicit) for choice in _choose_main(main, usable, rules, explicit)
     ]
+
+
+def find_left_out(choices: Sequence[Choice], candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Return the first measured image of each study or subject of which no run takes anything."""
+    used_groups = {each.group for choice in choices for each in choice.inputs.values()}
+    measured = [each for each in candidates if not each.is_synthetic and not each.is_labels]
+    first = {each.group: each for each in reversed(measured) if each.group not in used_groups}
+    return list(reversed(first.values()))
 
 
 def refuse_shared_inputs(choices: Sequence[Choice], main: Input, explicit: Collection[str]) -> None:

@@ -15,7 +15,8 @@ from prometheus_client.registry import Collector
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
-from db import destinations, queues, trail, workers
+from db import destinations, proofs, queues, trail, workers
+from db.states import ProofState
 from dicomnode import tls
 from dicomnode.config import Config
 from dicomnode.errors import ConfigError, OutOfSpace
@@ -75,8 +76,12 @@ class Gauges(Collector):
         yield _gauge(
             "deliveries", "Objects that are not there.", ["destination", "state"], queues.count_deliveries(session)
         )
+        open_proofs = proofs.count_open(session, (ProofState.SENT, ProofState.UNPROVEN))
+        yield _gauge("proofs", "Delivered objects that are not proven.", ["destination", "state"], open_proofs)
         notifications = queues.count_notifications(session)
         yield _gauge("notifications", "Notifications that are not sent.", ["name", "state"], notifications)
+        reports = queues.count_reports(session)
+        yield _gauge("commitment_reports", "Reports on commitments that are not sent.", ["state"], reports)
         yield _gauge("searches", "Searches for what studies lack.", ["peer", "state"], queues.count_retrievals(session))
         yield _plain("quarantine", "Files in quarantine.", queues.count_quarantined(session))
         oldest = {(what,): age for what, age in queues.measure_oldest_s(session, now=self.now()).items()}

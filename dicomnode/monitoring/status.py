@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 import shutil
-from datetime import datetime
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from db import deliveries, notifications
+from db import deliveries, notifications, overview, workers
 from db.models import Delivery, Instance, Job, Notification, Quarantine, Study
-from db.states import DeliveryState, JobState, NotificationState, QuarantineState
+from db.states import DeliveryState, JobState, NotificationState, QuarantineState, StudyState
 from dicomnode.config import Config
 
-__all__ = ["collect_status"]
+__all__ = ["collect_status", "count_shown_states", "group_errors"]
+
+_ALIVE = timedelta(seconds=60)
 
 
 def collect_status(session: Session, config: Config, *, now: datetime) -> dict[str, Any]:
-    """Return counts by state, the age of the oldest waiting work, the disk's use and the last errors."""
+    """Return counts by state, the age of the oldest waiting work, the disk's use and the last errors.
+
+    ``not_routed``: how many of the studies in state "routed" no route took.
+    """
     return {
         "studies": _by_state(session, Study),
+        "not_routed": overview.count_studies(session, overview.StudyFilter(overview.Stage.UNROUTED)),
         "instances": session.scalar(select(func.count(Instance.id))),
         "quarantined": session.scalar(
             select(func.count(Quarantine.id)).where(Quarantine.state == QuarantineState.KEPT)
         ),
         "jobs": _by_state(session, Job),
+        "workers": len(workers.list_alive(session, since=now - _ALIVE)),
         "deliveries": {
             destination: {str(state): count for state, count in states.items()}
             for destination, states in deliveries.OUTBOX.count_by_state(session).items()
@@ -41,6 +49,24 @@ def collect_status(session: Session, config: Config, *, now: datetime) -> dict[s
         "disk": _disk(config),
         "last_errors": _last_errors(session),
     }
+
+
+def count_shown_states(measured: Mapping[str, Any]) -> dict[str, int]:
+    """Return the number of studies by state as people read it: those that no route took are "not routed"."""
+    routed = measured["studies"].get(StudyState.ROUTED, 0) - measured["not_routed"]
+    counts = {**measured["studies"], str(StudyState.ROUTED): routed, "not routed": measured["not_routed"]}
+    return {state: count for state, count in counts.items() if count}
+
+
+def group_errors(errors: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Return a line for each reason; deliveries that failed for the same reason are one line."""
+    by_reason: dict[str, list[str]] = {}
+    for error in errors:
+        by_reason.setdefault(error["reason"], []).append(error["what"])
+    return [
+        (f"{whats[0]} and {len(whats) - 1} more" if len(whats) > 1 else whats[0], reason)
+        for reason, whats in by_reason.items()
+    ]
 
 
 def _by_state(session: Session, table: type[Study | Job]) -> dict[str, int]:

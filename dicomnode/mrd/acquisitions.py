@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from ismrmrd.hdf5 import acquisition_dtype, acquisition_header_dtype
 from numpy.lib.recfunctions import require_fields
 from numpy.typing import NDArray
 
+from dicomnode.mrd.header_values import check_types
 from pipelines.contract import Refused
 
 __all__ = ["HEAD", "MRD", "has_flag", "read", "read_header", "write"]
@@ -46,8 +48,8 @@ def has_flag(heads: NDArray[np.void], *flags: int) -> NDArray[np.bool_]:
 def read(source: Path | bytes | BinaryIO) -> MRD:
     """Return the content of an MRD file (HDF5). Raises ``Refused`` for any other file."""
     with _open_group(source) as group:
-        header = _header(_xml(group))
-        records = _local_table(group, "data")[:]
+        xml, records = _xml(group), _local_table(group, "data")[:]
+    header = _header(xml)
     if records.dtype.names is None or set(records.dtype.names) != {"head", "traj", "data"}:
         raise Refused("k-space: the table 'data' does not hold ISMRMRD acquisitions (head, traj, data)")
     heads = _heads(records["head"])
@@ -59,7 +61,8 @@ def read(source: Path | bytes | BinaryIO) -> MRD:
 def read_header(source: Path | bytes | BinaryIO) -> ismrmrd.xsd.ismrmrdHeader:
     """Return the XML header only."""
     with _open_group(source) as group:
-        return _header(_xml(group))
+        xml = _xml(group)
+    return _header(xml)
 
 
 def _heads(found: NDArray[np.void]) -> NDArray[np.void]:
@@ -92,10 +95,13 @@ def _xml(group: h5py.Group) -> Any:
 
 @contextmanager
 def _open_group(source: Path | bytes | BinaryIO) -> Iterator[h5py.Group]:
+    """Yield the group to read from; what h5py raises for damaged files comes out as ``Refused``."""
     try:
         with h5py.File(io.BytesIO(source) if isinstance(source, bytes) else source, "r") as file:
             yield _dataset(file)
-    except (OSError, RuntimeError) as error:
+    except Refused:
+        raise
+    except (KeyError, MemoryError, OSError, OverflowError, RuntimeError, TypeError, ValueError) as error:
         raise Refused("k-space: not a readable HDF5 file") from error
 
 
@@ -144,9 +150,13 @@ def _header(xml: Any) -> ismrmrd.xsd.ismrmrdHeader:
     # ismrmrd's own writer declares ASCII and then writes what the names need; ASCII is UTF-8 too.
     text = _DECLARED_ASCII.sub(rb"\1utf-8", xml.encode() if isinstance(xml, str) else xml)
     try:
-        return ismrmrd.xsd.CreateFromDocument(text)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they quote values that are not of their type
+            header: ismrmrd.xsd.ismrmrdHeader = ismrmrd.xsd.CreateFromDocument(text)
     except Exception as error:  # a door: the parser raises many kinds, and its messages quote the header
         raise Refused(f"k-space: the XML header does not follow the ISMRMRD schema ({type(error).__name__})") from None
+    check_types(header)
+    return header
 
 
 def _samples(number: int, head: np.void, data: NDArray[np.float32]) -> NDArray[np.complex64]:

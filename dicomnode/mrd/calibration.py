@@ -50,10 +50,11 @@ def _find_about(sampled: NDArray[np.bool_], a: int, b: int) -> Block | None:
     right = np.logical_and.accumulate(sampled[:, b:], axis=1).sum(axis=1)
     left_up, left_down = (np.minimum.accumulate(part) for part in (left[a::-1], left[a:]))
     right_up, right_down = (np.minimum.accumulate(part) for part in (right[a::-1], right[a:]))
-    to_left = np.minimum(left_up[:, None], left_down[None, :])
-    to_right = np.minimum(right_up[:, None], right_down[None, :])
-    width = np.where((to_left > 0) & (to_right > 0), to_left + to_right - 1, 0)
-    height = np.arange(1, len(left_up) + 1)[:, None] + np.arange(len(left_down))[None, :]
+    above, below = np.count_nonzero(left_up), np.count_nonzero(left_down)  # the tables are as large as what was sampled
+    to_left = np.minimum(left_up[:above, None], left_down[None, :below])
+    to_right = np.minimum(right_up[:above, None], right_down[None, :below])
+    width = to_left + to_right - 1
+    height = np.arange(1, above + 1)[:, None] + np.arange(below)[None, :]
     is_wide = (height >= min(_LEAST_SIDE, na)) & (width >= min(_LEAST_SIDE, nb))
     if not is_wide.any():
         return None

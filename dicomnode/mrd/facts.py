@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from typing import Any
 
 import ismrmrd
 import numpy as np
 
 from dicomnode.mrd.lines import Lines
-from pipelines.contract import KSpace
+from pipelines.contract import KSpace, Refused
 
 __all__ = ["acquisition_facts", "read_identity"]
 
@@ -70,9 +72,16 @@ def acquisition_facts(header: ismrmrd.xsd.ismrmrdHeader, lines: Lines, kspace: K
         "noise_level": None if kspace.noise is None else float(np.std(kspace.noise) / np.sqrt(2)),
         "field_strength_t": system.systemFieldStrength_T if system else None,
     }
+    _check_finite("systemFieldStrength_T", (facts["field_strength_t"] or 0.0,))
     for fact, field in (("tr_ms", "TR"), ("te_ms", "TE"), ("ti_ms", "TI"), ("flip_angle_deg", "flipAngle_deg")):
         facts[fact] = tuple(getattr(sequence, field)) if sequence else ()
+        _check_finite(field, facts[fact])
     return facts
+
+
+def _check_finite(field: str, values: Iterable[float]) -> None:
+    if not all(map(math.isfinite, values)):
+        raise Refused(f"k-space header: {field} is not a finite number")
 
 
 def read_identity(header: ismrmrd.xsd.ismrmrdHeader) -> dict[str, str]:
@@ -96,6 +105,8 @@ def _table_moved(header: ismrmrd.xsd.ismrmrdHeader) -> bool:
 
 
 def _text(keyword: str, value: Any) -> str:
+    if isinstance(value, str) and keyword.endswith(("Date", "Time")):  # the parser keeps what is none as text
+        raise Refused(f"k-space header: {keyword} is no date or time of the ISMRMRD format")
     if keyword.endswith("Date"):
         return f"{value.year:04d}{value.month:02d}{value.day:02d}"
     if keyword.endswith("Time"):

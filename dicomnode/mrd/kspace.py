@@ -6,7 +6,9 @@ the value ``center`` at row ``n_y // 2``, sample ``center_sample`` at column ``n
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,10 @@ _MOST_OVERLAP = 1.5
 """Slice thickness over the distance of slices, at most."""
 _OFF_CENTRE = 16.0
 """Energy of a sample far from the centre of k-space over the largest near it, at most."""
+
+_MOST_LISTED = 8
+_MOST_EMPTY = 64
+"""Elements of a matrix over the samples acquired, at most: undersampling and zero filling stay far below."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +106,7 @@ def to_kspace(
         _check_thickness(encoded, recon, spacing_mm if len(counters) > 1 else None)
     prescan = read_noise(mrd, lines)
     steps = np.stack([_steps(lines, heads, axis, encoded.n[axis]) for axis in (1, 2)], axis=1)
+    _check_sizes(encoded, recon, int(heads["number_of_samples"].sum()))
     raw = _fill_kspace(mrd, lines, encoded, counters, steps, prescan)
     _check_centre(raw)
     build = _build_volume if is_3d else _build_slices
@@ -148,6 +155,13 @@ def _spaces(lines: Lines) -> tuple[_Space, _Space]:
     return encoded, recon
 
 
+def _check_sizes(encoded: _Space, recon: _Space, samples: int) -> None:
+    """Refuse matrices that the samples of a coil cannot fill: memory and time would be for what a header says."""
+    for name, space in (("encodedSpace", encoded), ("reconSpace", recon)):
+        if math.prod(space.n) > _MOST_EMPTY * samples:
+            raise Refused(f"k-space header: {name} has matrix {space.n}, but each coil has only {samples} samples")
+
+
 def _has_partitions(encoded: _Space, heads: NDArray[np.void]) -> bool:
     """Return whether the acquisition is 3D. Raises Refused where header and acquisitions contradict each other."""
     for axis, n, name in ((1, encoded.n[1], "y"), (2, encoded.n[2], "z")):
@@ -194,17 +208,15 @@ def _check_centre(raw: _Raw) -> None:
 
 def _check_slices(lines: Lines, counters: list[int]) -> None:
     limit = lines.encoding.encodingLimits.slice
-    if limit is None:
-        missing = set(range(max(counters) + 1)) - set(counters)
-    else:
-        missing = set(range(limit.minimum, limit.maximum + 1)) - set(counters)
-        if not limit.minimum <= min(counters) <= max(counters) <= limit.maximum:
-            raise Refused(
-                f"k-space: slice counters {min(counters)} to {max(counters)}, the header allows "
-                f"{limit.minimum} to {limit.maximum}"
-            )
+    first, last = (0, max(counters)) if limit is None else (limit.minimum, limit.maximum)
+    held = set(counters)
+    missing = list(islice((number for number in range(first, last + 1) if number not in held), _MOST_LISTED))
+    if not first <= min(counters) <= max(counters) <= last:
+        raise Refused(
+            f"k-space: slice counters {min(counters)} to {max(counters)}, the header allows {first} to {last}"
+        )
     if missing:
-        raise Refused(f"k-space: no samples, or zeros only, of slice {sorted(missing)[:8]}")
+        raise Refused(f"k-space: no samples, or zeros only, of slice {missing}")
 
 
 def _steps(lines: Lines, heads: NDArray[np.void], axis: int, n: int) -> NDArray[np.intp]:

@@ -47,6 +47,9 @@ _BY_SUFFIX = {
     "ct": "CT",
 }
 _AGE = range(1, 131)
+_YES = ("true", "yes", "y", "1", "1.0")
+_SYNTHETIC = "synthetic"
+"""Suffix of the images of a model in a BIDS dataset of this node."""
 
 
 def read_stated(path: Path, defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -58,6 +61,8 @@ def read_stated(path: Path, defaults: Mapping[str, Any]) -> dict[str, Any]:
     suffix = strip_suffix(path).rpartition("_")[2]
     if suffix in _BY_SUFFIX:
         found["Modality"] = _BY_SUFFIX[suffix]
+    if suffix.casefold() == _SYNTHETIC:
+        found["SyntheticData"] = "YES"
     return dict(defaults) | found | _read_sidecar(path.with_name(f"{strip_suffix(path)}.json"))
 
 
@@ -109,7 +114,7 @@ def _read_sidecar(path: Path) -> dict[str, Any]:
         found["Modality"] = content["Modality"]
     if str(content.get("Units", "")).casefold() in _UNITS:
         found["Units"] = _UNITS[str(content["Units"]).casefold()]
-    if content.get("SyntheticData") is True:
+    if str(content.get("SyntheticData", "")).strip().casefold() in _YES:
         found["SyntheticData"] = "YES"
     if tracer := content.get("TracerName"):
         found["Radiopharmaceutical"] = str(tracer)

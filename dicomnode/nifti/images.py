@@ -7,6 +7,7 @@ direction of the axes that sform and qform dispute, or with several volumes.
 from __future__ import annotations
 
 import hashlib
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ def is_marked(path: Path) -> bool:
     try:
         header = nibabel.load(path).header
         return bool(header["descrip"].item().startswith(b"SYNTHETIC"))
-    except (ImageFileError, HeaderDataError, OSError, EOFError, KeyError, ValueError):
+    except (ImageFileError, HeaderDataError, OSError, EOFError, KeyError, ValueError, zlib.error):
         return False
 
 
@@ -78,7 +79,7 @@ def read(path: Path) -> NiftiImage:
         image = nibabel.load(path)
         values = _read_values(image, path)
         affine = _check_affine(image, path)
-    except (ImageFileError, HeaderDataError, OSError, ValueError, EOFError) as error:
+    except (ImageFileError, HeaderDataError, OSError, ValueError, EOFError, zlib.error) as error:
         raise InputRefused(f"{path.name}: no NIfTI image can be read from it ({type(error).__name__})") from error
     grid = Grid((values.shape[0], values.shape[1], values.shape[2]), _LPS_TO_RAS @ affine)
     is_flipped = bool(np.linalg.det(grid.affine_mm[:3, :3]) < 0)

@@ -80,7 +80,7 @@ def decode(content: BytesIO | None, syntax: UID, levels: tuple[Level, ...] = STU
     }
     texts |= _request_keys(ds)
     keys = {keyword: text for keyword, text in texts.items() if keyword in known and text is not None}
-    unknown = texts.keys() - keys.keys() - _RESPONSE_KEYS
+    unknown = texts.keys() - keys.keys() - _RESPONSE_KEYS | set(catalogue.find_unmatched(keys))
     return Identifier(level, keys, character_set, has_unknown_keys=bool(unknown), levels=levels)
 
 

@@ -93,8 +93,11 @@ def _plain(value: Any, unordered: bool = False) -> Any:
 
 
 def _nearly(found: Iterable[Any]) -> bool:
-    """Return whether numbers, or lists of them, are the same but for rounding."""
-    lists = [np.atleast_1d(np.asarray(each, np.float64)) for each in found]
+    """Return whether numbers, or lists of them, are the same but for rounding; text that is no number is not."""
+    try:
+        lists = [np.atleast_1d(np.asarray(each, np.float64)) for each in found]
+    except ValueError:
+        return False
     if len({each.shape for each in lists}) > 1:
         return False
     return bool(np.allclose(lists, lists[0], rtol=_RELATIVE, atol=0))

@@ -27,6 +27,8 @@ MOST_SCAN_S = 6 * 3600.0
 SAME_S = 60.0
 """How far two statements of one moment may lie apart: one of them may leave out the seconds."""
 SAME_START_S = 1.0
+LONGEST_S = 86400.0
+"""Longest duration of a frame, and longest time from the start of the scan to one, that a header can mean."""
 LEAST_PRECISE = 0.01
 """Largest relative error of the activity that comes from minutes or seconds that are left out."""
 _DAY = timedelta(days=1)
@@ -46,6 +48,7 @@ _FAULTS = MappingProxyType({
     "day": f"{title('RadiopharmaceuticalStartTime')} has no date, and with so long a half-life it may be of "
     "several days",
     "blank": "injection and scan are both stated as midnight: the times were blanked",
+    "series": f"{title('SeriesDate')} or {title('SeriesTime')} is stated, but is no date or no time of day",
     "early": "the start of the series lies more than 6 hours before its first slice; one of the times is wrong",
     "spread": f"the Series Time is that of a reconstruction, and the slices' {title('FrameReferenceTime')} do not "
     "lead to one start of the scan",
@@ -172,14 +175,23 @@ def _scan_start(frames: Sequence[Frame], half_life_s: float | None, offset: time
     if not timed or len(timed) < len(acquired):
         raise _Unclear(_NOT_STATED)
     first = min(timed, key=lambda each: _between(timed[0], each))
-    series = combine(frames[0].get("SeriesDate"), frames[0].get("SeriesTime"), offset)
     if pet.is_enhanced(frames[0]):
         return first
+    series = _series_start(frames[0], offset)
     if series is not None and _between(series, first) >= -SAME_START_S:
         if _between(series, first) > MOST_SCAN_S:
             raise _Unclear("early")
         return series
     return _ge_scan(frames[0], offset) or _referenced(frames, timed, first, half_life_s)
+
+
+def _series_start(frame: Frame, offset: timedelta | None) -> Moment | None:
+    """Return Series Date and Time, or None where one of them is not stated."""
+    date, time = frame.get("SeriesDate"), frame.get("SeriesTime")
+    series = combine(date, time, offset)
+    if series is None and date and time:
+        raise _Unclear("series")
+    return series
 
 
 def _referenced(frames: Sequence[Frame], timed: Sequence[Moment], first: Moment, half_life_s: float | None) -> Moment:
@@ -209,6 +221,8 @@ def _reference(frame: Frame, acquired: Moment, half_life_s: float | None) -> Mom
         return acquired
     if reference_ms is None or reference_ms < 0 or mean_s is None:
         return None
+    if reference_ms / 1000 > LONGEST_S:
+        raise _Unclear("spread")
     return replace(acquired, local=acquired.local + timedelta(seconds=mean_s - reference_ms / 1000))
 
 
@@ -219,7 +233,7 @@ def _mean_s(frame: Frame, half_life_s: float | None) -> float | None:
     """
     duration_ms = frame.number_of("ActualFrameDuration") or frame.number_of("FrameAcquisitionDuration") or 0.0
     duration_s = duration_ms / 1000
-    if duration_s <= 0 or not half_life_s or half_life_s < 0:
+    if not 0 < duration_s <= LONGEST_S or not half_life_s or half_life_s < 0:
         return None
     rate = math.log(2) / half_life_s
     return math.log(rate * duration_s / -math.expm1(-rate * duration_s)) / rate
@@ -232,9 +246,11 @@ def _to_reference_s(
     correction = pet.decay_correction(frames[0])
     if correction == "NONE":
         return _to_mean_s(frames, start, half_life_s, offset)
-    value = parse_datetime(frames[0].get("DecayCorrectionDateTime"), offset)
-    if correction == "START" and value is not None and abs(_between(start, value)) > SAME_S:
-        raise _Unclear("at odds")
+    text = frames[0].get("DecayCorrectionDateTime")
+    if correction == "START" and text:
+        value = parse_datetime(text, offset)
+        if value is None or abs(_between(start, value)) > SAME_S:
+            raise _Unclear("at odds")
     return 0.0
 
 

@@ -5,7 +5,7 @@ functional groups of an enhanced one (PS3.3 C.7.6.16).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import dcmread
+from pydicom.datadict import keyword_for_tag
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
@@ -21,15 +22,18 @@ from pydicom.uid import UID
 
 from dicomnode.datasets import inflating
 from dicomnode.datasets.encoding import check_inflated_size
+from dicomnode.datasets.titles import title
 from dicomnode.errors import CannotUnderstand, InputRefused
 from dicomnode.reading import lookup, pet
-from dicomnode.reading.unreadable import decode
+from dicomnode.reading.unreadable import UNDECODABLE, decode
 
 __all__ = [
     "Frame",
+    "check_single",
     "check_syntax",
     "cite",
     "count_frames",
+    "find_rescale",
     "frames_of",
     "read_header",
     "real_world_values",
@@ -69,6 +73,12 @@ _FRAME_TYPES = ("MRImageFrameTypeSequence", "CTImageFrameTypeSequence", "PETFram
 _UNASSIGNED = ("UnassignedPerFrameConvertedAttributesSequence", "UnassignedSharedConvertedAttributesSequence")
 _GROUPS = frozenset({*_MACROS.values(), *_FRAME_TYPES, "FrameVOILUTSequence"}) - {"FrameAnatomySequence"}
 """Functional groups of which a frame has one, with one item."""
+_SINGLE = (
+    "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "ConcatenationUID",
+    "InConcatenationNumber", "InConcatenationTotalNumber", "Rows", "Columns", "SamplesPerPixel", "NumberOfFrames",
+    "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
+)  # fmt: skip
+"""Attributes of which an instance has one value: they tell which it is, or lay out its pixels."""
 _MOST_SWELLING = 1032
 """Bytes that one byte of a deflated data set can stand for (RFC 1951)."""
 
@@ -139,9 +149,34 @@ def read_header(path: Path) -> Dataset:
             decode(ds)
         except (InvalidDicomError, ValueError, TypeError, NotImplementedError, EOFError, OSError) as error:
             raise InputRefused(f"an instance cannot be read as DICOM ({type(error).__name__})") from None
+    check_single(ds)
     if count_frames(ds) > _MOST_SWELLING * path.stat().st_size:
         raise InputRefused(f"{cite(ds)}: {ds.NumberOfFrames} frames are announced, more than the file's bytes can hold")
     return ds
+
+
+def read_keywords(path: Path, keywords: Collection[str]) -> Dataset:
+    """Return the elements of these keywords at the top of a file, decoded when they are used, which may raise then.
+
+    Faster than ``read_header`` by far for a header with a functional group for each of a thousand frames. Raises
+    InputRefused.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            check_syntax(path)
+            ds = dcmread(path, stop_before_pixels=True, specific_tags=[*_SINGLE, "InstanceNumber", *keywords])
+            check_single(ds)
+        except UNDECODABLE as error:
+            raise InputRefused(f"an instance cannot be read as DICOM ({type(error).__name__})") from None
+    return ds
+
+
+def check_single(ds: Dataset) -> None:
+    """Refuse several values where an instance has one. Raises InputRefused."""
+    for keyword in _SINGLE:
+        if keyword in ds and ds[keyword].VM > 1:
+            raise InputRefused(f"{cite(ds)}: {title(keyword)} has {ds[keyword].VM} values, where an instance has one")
 
 
 def check_syntax(path: Path) -> None:
@@ -183,9 +218,8 @@ def frames_of(ds: Dataset) -> list[Frame]:
 
 def _check_groups(ds: Dataset, group: Dataset, shared: tuple[Dataset, ...]) -> None:
     """A group of one frame must not stand with another one that is shared, nor have several items (C.7.6.16.1)."""
-    for element in group:
-        if element.keyword not in _GROUPS:
-            continue
+    tags = [tag for tag in list(group.keys()) if keyword_for_tag(tag) in _GROUPS]
+    for element in map(group.__getitem__, tags):
         if len(element.value) > 1:
             raise InputRefused(f"{cite(ds)}: {element.name} {element.tag} has {len(element.value)} items in one group")
         if shared and group is not shared[0] and element.keyword in shared[0] and shared[0][element.tag] != element:
@@ -196,7 +230,7 @@ def count_frames(ds: Dataset) -> int:
     """Return the number of frames of an instance. Raises InputRefused."""
     try:
         found = int(ds.get("NumberOfFrames") or 1)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise InputRefused(f"{cite(ds)}: NumberOfFrames is no number") from None
     if found < 1:
         raise InputRefused(f"{cite(ds)}: Number of Frames (0028,0008) is {found}")
@@ -217,9 +251,33 @@ def real_world_values(
     lookup.check_colours(frame.header, pixels, where)
     if mappings:
         return lookup.apply_mappings(mappings, pixels, padded, where).astype(np.float32)
-    if frame.get("Modality") == "PT":
+    if _is_in_units(frame):
         return _activity(frame, pixels)
-    return lookup.apply_rescale(pixels, _transformation(frame), where).astype(np.float32)
+    place = _transformation(frame)
+    return (_fraction(frame, place) * lookup.apply_rescale(pixels, place, where)).astype(np.float32)
+
+
+def find_rescale(frame: Frame) -> tuple[float, float] | None:
+    """Return slope and intercept from stored values to ``real_world_values``; None where no line gives them."""
+    place = _transformation(frame)
+    if _is_in_units(frame) or _mappings(frame) or place.get("ModalityLUTSequence"):
+        return None
+    if place.get("RescaleSlope") is None and place.get("RescaleIntercept") is None:
+        return 1.0, 0.0
+    slope, intercept = lookup.finite(place.get("RescaleSlope")), lookup.finite(place.get("RescaleIntercept"))
+    if slope is None or slope <= 0 or intercept is None or _fraction(frame, place) != 1:
+        return None
+    return slope, intercept
+
+
+def _fraction(frame: Frame, place: Dataset) -> float:
+    """Return what of the quantity one modality value is: a thousandth in some results of this node, 1 in other files.
+
+    Rescale Type of another vendor's image may have the form of a fraction, too; what viewers show is kept there.
+    """
+    if frame.get("SyntheticData") != "YES":
+        return 1.0
+    return lookup.split_fraction(str(place.get("RescaleType") or ""))[0]
 
 
 def unit(frame: Frame) -> str:
@@ -227,7 +285,7 @@ def unit(frame: Frame) -> str:
 
     Raises InputRefused for PET in no known unit, and for CT of another quantity.
     """
-    if frame.get("Modality") == "PT":
+    if _is_in_units(frame):
         fault = pet.unit_fault(frame)
         if fault:
             raise InputRefused(f"{cite(frame.header)}: {fault}")
@@ -258,15 +316,25 @@ def _hounsfield(frame: Frame) -> str:
     return "[hnsf'U]"
 
 
+def _is_in_units(frame: Frame) -> bool:
+    """Return whether the values are in Units (PS3.3 C.8.9.1): a synthetic Secondary Capture of PET maps them."""
+    is_mapped_result = frame.get("SyntheticData") == "YES" and "Units" not in frame.header and bool(_items(frame))
+    return frame.get("Modality") == "PT" and not (is_mapped_result and not pet.is_enhanced(frame))
+
+
 def _transformation(frame: Frame) -> Dataset:
     return frame.item("PixelValueTransformationSequence") or frame.header
 
 
 def _mappings(frame: Frame) -> list[Dataset]:
     """Return the real world value mappings to use."""
-    if frame.get("Modality") == "PT":
+    if _is_in_units(frame):
         used = pet.mapping(frame)
         return [used] if used is not None else []
+    return lookup.mappings_with_unit(_items(frame), cite(frame.header))
+
+
+def _items(frame: Frame) -> Sequence[Dataset]:
     place = next((each for each in (*frame.groups, frame.header) if each.get("RealWorldValueMappingSequence")), None)
-    mappings = place.RealWorldValueMappingSequence if place is not None else []
-    return lookup.mappings_with_unit(mappings, cite(frame.header))
+    found: Sequence[Dataset] = place.RealWorldValueMappingSequence if place is not None else ()
+    return found

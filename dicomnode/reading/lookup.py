@@ -7,6 +7,7 @@ every pixel exactly one value. ``padded`` are pixels that need none.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,10 +17,21 @@ from pydicom.dataset import Dataset
 
 from dicomnode.errors import InputRefused
 
-__all__ = ["apply_mappings", "apply_rescale", "check_colours", "finite", "mappings_with_unit", "unit_of"]
+__all__ = [
+    "apply_mappings",
+    "apply_rescale",
+    "check_colours",
+    "finite",
+    "mappings_with_unit",
+    "name_fraction",
+    "split_fraction",
+    "unit_of",
+]
 
 _NO_UNIT = frozenset({"1", "US", "no units"})
 _DEPTHS = range(8, 17)
+_FRACTION = re.compile(r"10\*-(\d{1,2})(?:\.(.+))?")
+"""UCUM of a decimal fraction of a unit, or of the number 1."""
 
 Values = NDArray[np.float64]
 Padded = NDArray[np.bool_] | None
@@ -43,13 +55,27 @@ def apply_rescale(pixels: NDArray[Any], place: Dataset, where: str) -> Values:
     return np.asarray(pixels, np.float64) * slope + intercept
 
 
+def name_fraction(unit: str, factor: int) -> str:
+    """Return the UCUM code of the unit that is 1/``factor`` of ``unit``; ``factor``: a power of ten."""
+    if factor == 1:
+        return unit
+    fraction = f"10*-{round(math.log10(factor))}"
+    return fraction if unit == "1" else f"{fraction}.{unit}"
+
+
+def split_fraction(unit: str) -> tuple[float, str]:
+    """Return how much of another unit one unit of a Rescale Type is, and that other unit: 1 and itself, as a rule."""
+    found = _FRACTION.fullmatch(unit)
+    return (10.0 ** -int(found[1]), found[2] or "1") if found else (1.0, unit)
+
+
 def check_colours(header: Dataset, pixels: NDArray[Any], where: str) -> None:
     """Refuse stored values that a supplemental palette makes colours over the image (C.7.6.19); a palette from the
     lowest value on is a colour scale of the whole image, and its values are what they would be without."""
-    descriptor = header.get("RedPaletteColorLookupTableDescriptor")
-    if descriptor is None or len(descriptor) != 3 or int(descriptor[1]) <= 0:
+    descriptor = np.atleast_1d(header.get("RedPaletteColorLookupTableDescriptor") or [])
+    if len(descriptor) != 3 or descriptor[1] <= 0:
         return
-    if (pixels >= int(descriptor[1])).any():
+    if (pixels >= descriptor[1]).any():
         raise InputRefused(
             f"{where}: some pixels are colours over the image, no values of it, by Red Palette Color Lookup Table "
             "Descriptor (0028,1101)"

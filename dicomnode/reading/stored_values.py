@@ -25,7 +25,7 @@ from dicomnode.datasets import codestreams, inflating
 from dicomnode.datasets.lossy import find_transfer_syntax
 from dicomnode.errors import InputRefused
 from dicomnode.reading import padding
-from dicomnode.reading.frames import check_syntax, cite, count_frames
+from dicomnode.reading.frames import check_single, check_syntax, cite, count_frames
 
 __all__ = ["decode_cells", "decode_frame", "decode_frames"]
 
@@ -77,7 +77,9 @@ def _pixel_header(path: Path) -> Dataset:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         check_syntax(path)
-        return dcmread(path, stop_before_pixels=True, specific_tags=[BaseTag(tag) for tag in _NEEDED if tag])
+        header = dcmread(path, stop_before_pixels=True, specific_tags=[BaseTag(tag) for tag in _NEEDED if tag])
+    check_single(header)
+    return header
 
 
 def _decoded(source: Path | Dataset, header: Dataset, index: int | None) -> Pixels:
@@ -110,6 +112,8 @@ def _check_length(ds: Dataset) -> None:
     """Native pixels that are longer than announced have other rows, columns, bits or frames than stated."""
     bits = {"FloatPixelData": 32, "DoubleFloatPixelData": 64, "PixelData": int(ds.get("BitsAllocated") or 0)}
     found = next((each for each in bits if each in ds), None)
+    if sum(each in ds for each in bits) > 1:
+        raise ValueError("more than one of Pixel Data, Float Pixel Data and Double Float Pixel Data")
     if found is None or ds.get("PhotometricInterpretation") == "YBR_FULL_422":
         return
     pixels = count_frames(ds) * int(ds.Rows) * int(ds.Columns) * int(ds.get("SamplesPerPixel") or 1)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pydicom.dataset import Dataset
-from pydicom.errors import BytesLengthException
+from pydicom.errors import BytesLengthException, InvalidDicomError
 
 from dicomnode.errors import InputRefused
 
-__all__ = ["decode"]
+__all__ = ["UNDECODABLE", "decode"]
 
-_DECODING = (ValueError, TypeError, NotImplementedError, EOFError, BytesLengthException)
+UNDECODABLE = (
+    ValueError, TypeError, AttributeError, OverflowError, NotImplementedError, EOFError, BytesLengthException, OSError,
+    InvalidDicomError,
+)  # fmt: skip
+"""What pydicom raises for bytes that it cannot decode."""
 
 
 def decode(ds: Dataset) -> None:
@@ -20,7 +24,7 @@ def decode(ds: Dataset) -> None:
     for tag in list(ds.keys()):
         try:
             element = ds[tag]
-        except _DECODING:
+        except UNDECODABLE:
             if not tag.is_private:
                 raise InputRefused(f"an instance cannot be read: its element {tag} cannot be decoded") from None
             del ds[tag]

@@ -18,15 +18,14 @@ from pydicom.dataset import Dataset
 from pydicom.uid import RawDataStorage
 
 from dicomnode.errors import InputRefused
-from dicomnode.reading import acquisition, agreement, kinds, padding, pet
+from dicomnode.reading import acquisition, agreement, gaps, kinds, padding, pet
 from dicomnode.reading.frames import Frame, cite, frames_of, read_header, real_world_values, unit
+from dicomnode.reading.gaps import UNEVEN
 from dicomnode.reading.stored_values import decode_frames
 from pipelines.contract import Grid, Volume
 
 __all__ = ["DRIFT", "UNEVEN", "Series", "read", "read_grid"]
 
-UNEVEN = 0.1
-"""Largest departure of a step between slices from the median step, relative to it."""
 DRIFT = 0.2
 """Largest distance of a slice from its place on the regular grid, in steps."""
 TILT_MM = 0.1
@@ -55,18 +54,22 @@ class Series:
 
 @dataclass(frozen=True)
 class _Stack:
-    """Frames in the order of the slices, and their grid."""
+    """Frames in the order of the slices, the place of each on their grid, which may have more."""
 
     frames: list[Frame]
+    places: NDArray[np.int64]
     grid: Grid
     thickness_mm: float
     unevenness_mm: float
 
 
-def read(paths: Sequence[Path]) -> Series:
-    """Return the volume of the files of one series. Raises InputRefused."""
+def read(paths: Sequence[Path], *, allow_gaps: bool = False) -> Series:
+    """Return the volume of the files of one series. Raises InputRefused.
+
+    ``allow_gaps``: slices may be missing between others; the volume's ``slices`` name them.
+    """
     files = _read_headers(paths)
-    stack = _checked_stack(files)
+    stack = _checked_stack(files, allow_gaps=allow_gaps)
     units = {unit(frame) for frame in stack.frames}
     if len(units) > 1:
         raise InputRefused(f"the slices are in several units: {', '.join(sorted(units))}")
@@ -79,7 +82,8 @@ def read(paths: Sequence[Path]) -> Series:
         "matrix": stack.grid.shape[1:],
         "uneven_steps_mm": stack.unevenness_mm,
     }
-    return Series(Volume(data, stack.grid, units.pop(), stack.thickness_mm), facts, _headers(stack))
+    slices = gaps.describe_slices(stack.frames, stack.places) if allow_gaps else None
+    return Series(Volume(data, stack.grid, units.pop(), stack.thickness_mm, slices), facts, _headers(stack))
 
 
 def read_grid(paths: Sequence[Path]) -> Grid:
@@ -94,13 +98,13 @@ def _read_headers(paths: Sequence[Path]) -> list[tuple[Path, Dataset]]:
     return _without_raw_data([(path, read_header(path)) for path in paths])
 
 
-def _checked_stack(files: Sequence[tuple[Path, Dataset]]) -> _Stack:
+def _checked_stack(files: Sequence[tuple[Path, Dataset]], *, allow_gaps: bool = False) -> _Stack:
     """Return the frames of the files as slices of one volume, once all that headers say is of one image."""
     _check_instances([ds for _, ds in files])
     frames = [frame for _, ds in files for frame in frames_of(ds)]
     for frame in frames:
         kinds.check_frame(frame)
-    stack = _stack(frames)
+    stack = _stack(frames, allow_gaps=allow_gaps)
     pet.check(stack.frames)
     agreement.check(stack.frames)
     return stack
@@ -121,7 +125,7 @@ def _check_instances(headers: Sequence[Dataset]) -> None:
     agreement.check_concatenations(headers)
 
 
-def _stack(frames: list[Frame]) -> _Stack:
+def _stack(frames: list[Frame], *, allow_gaps: bool) -> _Stack:
     rows, columns = _one_size(frames)
     directions = _one_orientation(frames)
     row_mm, column_mm = _one_pixel_spacing(frames)
@@ -133,12 +137,13 @@ def _stack(frames: list[Frame]) -> _Stack:
     _check_duplicates(frames, along)
     _check_tilt(positions, normal)
     thickness = frames[0].number_of("SliceThickness")
-    step, unevenness = _step(frames, along, thickness)
+    places = gaps.find_places(frames, along) if allow_gaps else np.arange(len(along))
+    step, unevenness = _step(frames, along, thickness, places)
     affine = np.eye(4)
     affine[:3, :3] = np.stack([directions[0] * column_mm, directions[1] * row_mm, normal * step], axis=1)
     affine[:3, 3] = positions[0]
-    grid = Grid((len(frames), rows, columns), affine)
-    return _Stack(frames, grid, thickness if thickness and thickness > 0 else step, unevenness)
+    grid = Grid((int(places[-1]) + 1, rows, columns), affine)
+    return _Stack(frames, places, grid, thickness if thickness and thickness > 0 else step, unevenness)
 
 
 def _one_size(frames: Sequence[Frame]) -> tuple[int, int]:
@@ -223,37 +228,40 @@ def _check_tilt(positions: NDArray[np.float64], normal: NDArray[np.float64]) -> 
         )
 
 
-def _step(frames: Sequence[Frame], along: NDArray[np.float64], thickness: float | None) -> tuple[float, float]:
+def _step(
+    frames: Sequence[Frame], along: NDArray[np.float64], thickness: float | None, places: NDArray[np.int64]
+) -> tuple[float, float]:
     """Return the distance between slices, and the largest departure of any from its regular place, in millimetres."""
     if len(along) == 1:
         step = abs(frames[0].number_of("SpacingBetweenSlices") or 0.0) or thickness  # signed in NM only (C.8.4.15.1)
         if not step or step <= 0:
             raise InputRefused(f"{cite(frames[0].header)}: one slice without SliceThickness; its depth is unknown")
         return step, 0.0
-    steps = np.diff(along)
+    steps = np.diff(along) / np.diff(places)
     usual = float(np.median(steps))
     wide = np.flatnonzero(steps > 1.5 * usual)
     if wide.size:
         gaps = "; ".join(f"{steps[n]:.2f} mm between slices {n + 1} and {n + 2}" for n in wide[:3])
         missing = int(np.round(steps[wide] / usual - 1).sum())
         raise InputRefused(f"about {missing} slices are missing: {gaps}, where {usual:.2f} mm is usual")
-    regular = np.linspace(along[0], along[-1], len(along))
+    mean = float((along[-1] - along[0]) / places[-1])
+    regular = along[0] + mean * places
     unevenness = float(np.abs(along - regular).max())
     if np.abs(steps / usual - 1).max() > UNEVEN or unevenness > DRIFT * usual:
         raise InputRefused(
             f"the steps between slices are uneven: {steps.min():.3f} to {steps.max():.3f} mm, a slice up to "
             f"{unevenness:.3f} mm from its regular place"
         )
-    return float((along[-1] - along[0]) / (len(along) - 1)), unevenness
+    return mean, unevenness
 
 
 def _data(stack: _Stack, path_of: dict[int, Path]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Return real-world values (k, j, i) and where they are padding; instances are decoded one at a time."""
-    data, padded = np.empty(stack.grid.shape, np.float32), np.zeros(stack.grid.shape, bool)
-    places: dict[int, list[tuple[int, Frame]]] = {}
-    for k, frame in enumerate(stack.frames):
-        places.setdefault(id(frame.header), []).append((k, frame))
-    for key, held in places.items():
+    data, padded = np.zeros(stack.grid.shape, np.float32), np.zeros(stack.grid.shape, bool)
+    held_by: dict[int, list[tuple[int, Frame]]] = {}
+    for k, frame in zip(stack.places.tolist(), stack.frames, strict=True):
+        held_by.setdefault(id(frame.header), []).append((k, frame))
+    for key, held in held_by.items():
         pixels = decode_frames(path_of[key], held[0][1].header)
         for k, frame in held:
             padded[k] = padding.find(frame.header, pixels[frame.number])

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from pipelines.contract import Grid
 
-__all__ = ["ReportPlane", "choose_planes", "sample_on_plane"]
+__all__ = ["ReportPlane", "choose_planes", "name_side", "sample_on_plane"]
 
 _NAMES = ("sagittal", "coronal", "axial")
-_LETTERS = ("RL", "AP", "IS")  # of -x +x, -y +y, -z +z in LPS
+_LETTERS = ("RL", "AP", "FH")  # of -x +x, -y +y, -z +z in LPS; feet and head as in PS3.3 C.7.6.1.1.1
 _SCREEN_DIRECTIONS = {
     "sagittal": ((0, 1, 0), (0, 0, -1)),
     "coronal": ((1, 0, 0), (0, 0, -1)),
@@ -150,12 +150,12 @@ def _cut_plane(grid: Grid, axis: int, index: int) -> ReportPlane:
     voxels[..., 2 - axis], voxels[..., 3] = index, 1
     voxels[..., 2 - horizontal], voxels[..., 2 - vertical] = columns[None, :], rows[:, None]
     spacing = grid.spacing_mm
-    letters = _side_letters(-right), _side_letters(right), _side_letters(-below), _side_letters(below)
+    letters = name_side(-right), name_side(right), name_side(-below), name_side(below)
     places = (voxels @ grid.affine_mm.T)[..., :3]
     return ReportPlane(name, axis, index, grid.shape[axis], places, (spacing[vertical], spacing[horizontal]), letters)
 
 
-def _side_letters(direction: NDArray[np.float64]) -> str:
-    """Return the letters of the patient's side that a direction points to, strongest first (PS3.3 C.7.6.1.1.1)."""
+def name_side(direction: NDArray[np.float64]) -> str:
+    """Return the letters of the side that a unit direction (LPS) points to, strongest first (PS3.3 C.7.6.1.1.1)."""
     order = np.argsort(-np.abs(direction))
     return "".join(_LETTERS[n][int(direction[n] > 0)] for n in order if abs(direction[n]) > _OBLIQUE_SHARE)

@@ -120,9 +120,12 @@ def _summarize_reconstruction(found: Numbers, _: Sequence[Measurement], __: str)
     if acceleration is None or residual is None:
         return ""
     worst = found.get("chi-square, worst slice")
-    fit = f"measured samples are met to {format_value(residual.value)} times their noise variance"
+    measured = f"acceleration {format_value(acceleration.value)}: {100 / acceleration.value:.3g} % of k-space measured"
     at_worst = f", {format_value(worst.value)} in the worst slice" if worst else ""
-    return f"Reconstructed from 1 of {format_value(acceleration.value)} samples; {fit}{at_worst}."
+    fit = (
+        f"misfit to the measured data {format_value(residual.value)} times their noise{at_worst} (about 1 is expected)"
+    )
+    return f"MR image reconstructed at {measured}; {fit}."
 
 
 def _summarize_other(found: Numbers) -> str:

@@ -13,6 +13,7 @@ from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
+from dicomnode.results.wording import cut_words
 from pipelines import contract
 from pipelines.contract import Interval, Measurement
 
@@ -185,4 +186,4 @@ def _append(item: hd.sr.Measurement | hd.sr.QualitativeEvaluation, children: Seq
 
 
 def _cut(words: str) -> str:
-    return words.replace("\\", "/")[:_LONGEST_MEANING].strip() or "unnamed"
+    return cut_words(words.replace("\\", "/").strip(), _LONGEST_MEANING) or "unnamed"

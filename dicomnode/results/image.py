@@ -17,14 +17,18 @@ from pydicom.uid import MultiFrameGrayscaleWordSecondaryCaptureImageStorage, Sec
 
 from dicomnode.errors import InputRefused
 from dicomnode.results import label
+from dicomnode.results.display_scale import choose_factor, scale_window, set_mapping, set_rescale
 from dicomnode.results.frame_geometry import FrameGeometry, decimal
 from dicomnode.results.header import Context, Series, add_common_modules
+from dicomnode.results.provenance import LONGEST_COMMENT
 from dicomnode.results.wording import LONGEST_LO, cut_words
-from pipelines.contract import Image
+from pipelines.contract import Image, StoredSlices
 
 __all__ = ["DERIVATION", "check_values", "display_window", "set_window", "write"]
 
 DERIVATION = ("SYNTHESIS", "99DICOMNODE", "Image computed by a trained generative model")
+SYNTHETIC_FRAME = "SYNTHETIC SLICE: estimated from its neighbours, not measured"
+MEASURED_FRAME = "Measured slice: the stored values of the source"
 _WHITE = 65535
 _LONGEST_LABELLED = LONGEST_LO - len("SYN  (labelled)")
 _OF_SEVERAL_FRAMES = (
@@ -36,12 +40,16 @@ _WINDOW_PERCENTILES = (0.5, 99.5)
 
 @dataclass(frozen=True)
 class _Stored:
-    """``frames`` uint16; value = ``slope`` * stored + ``intercept``."""
+    """``frames`` uint16; modality value = ``slope`` * stored + ``intercept`` = ``factor`` * value.
+
+    ``window``: in modality values.
+    """
 
     frames: NDArray[np.uint16]
     slope: str
     intercept: str
     window: tuple[float, float]
+    factor: int
 
 
 def write(image: Image, context: Context, number: int, *, labelled: bool, single: bool = False) -> list[Dataset]:
@@ -50,7 +58,9 @@ def write(image: Image, context: Context, number: int, *, labelled: bool, single
     Raises ``GeometryError`` or ``InputRefused`` for what cannot be stored truly.
     """
     geometry = FrameGeometry.from_grid(image.volume.grid)
-    stored = _quantise(geometry.arrange(check_values(image)))
+    values = geometry.arrange(check_values(image))
+    slices = image.volume.slices
+    stored = _keep_stored_values(values, slices, image.name) if slices else _quantise(values, image.volume.unit)
     frames = label.enlarge(stored.frames, _ink(stored)) if labelled else stored.frames
     kind = "labelled" if labelled else "clean"
     ds = Dataset()
@@ -62,7 +72,9 @@ def write(image: Image, context: Context, number: int, *, labelled: bool, single
     ds.PatientOrientation = ""
     ds.LossyImageCompression = "00"
     _pixels(ds, frames, stored, image.volume.unit)
+    set_mapping(ds, image.volume.unit, stored.factor, cut_words(image.description), (0, _WHITE))
     _functional_groups(ds, geometry, image.slice_thickness_mm)
+    _state_synthetic_frames(ds, image, geometry)
     words = f"{cut_words(image.description, _LONGEST_LABELLED)} (labelled)" if labelled else image.description
     note = " The label lies in added rows below the image." if labelled else ""
     name = f"{image.name}/{kind}/single" if single else f"{image.name}/{kind}"
@@ -95,6 +107,8 @@ def _slices(ds: Dataset, context: Context, name: str) -> list[Dataset]:
     for number, (frame, stored) in enumerate(zip(frames, pixels, strict=True), 1):
         one = deepcopy(header)
         one.update(frame.PlanePositionSequence[0])
+        if comment := frame.FrameContentSequence[0].get("FrameComments"):
+            one.ImageComments = f"{comment}\r\n{one.ImageComments}"[:LONGEST_COMMENT]
         one.InstanceNumber = number
         one.SOPInstanceUID = one.file_meta.MediaStorageSOPInstanceUID = context.uid("instance", name, str(number))
         one.PixelData = stored.tobytes()
@@ -103,11 +117,37 @@ def _slices(ds: Dataset, context: Context, name: str) -> list[Dataset]:
     return slices
 
 
-def _quantise(data: NDArray[np.float32]) -> _Stored:
-    low, high = float(data.min()), float(data.max())
+def _quantise(data: NDArray[np.float32], unit: str) -> _Stored:
+    window = display_window(data)
+    factor = choose_factor(unit, window)
+    low, high = factor * float(data.min()), factor * float(data.max())
     slope, intercept = decimal((high - low) / _WHITE if high > low else 1.0), decimal(low)
-    values = np.round((data.astype(np.float64) - float(intercept)) / float(slope))
-    return _Stored(np.clip(values, 0, _WHITE).astype(np.uint16), slope, intercept, display_window(data))
+    values = np.round((factor * data.astype(np.float64) - float(intercept)) / float(slope))
+    frames = np.clip(values, 0, _WHITE).astype(np.uint16)
+    return _Stored(frames, slope, intercept, scale_window(window, factor), factor)
+
+
+def _keep_stored_values(data: NDArray[np.float32], slices: StoredSlices, name: str) -> _Stored:
+    """Return the whole numbers n of value = slope n + intercept; negative ones are moved up by a whole number.
+
+    Raises InputRefused where more than 65536 of them are needed.
+    """
+    numbers = np.rint((data.astype(np.float64) - slices.intercept) / slices.slope)
+    lowest = min(0.0, float(numbers.min()))
+    if numbers.max() - lowest > _WHITE:
+        raise InputRefused(f"result '{name}': its stored values take more than 16 bits")
+    intercept = slices.intercept + slices.slope * lowest
+    frames = (numbers - lowest).astype(np.uint16)
+    return _Stored(frames, decimal(slices.slope), decimal(intercept), display_window(data), 1)
+
+
+def _state_synthetic_frames(ds: Dataset, image: Image, geometry: FrameGeometry) -> None:
+    """Write whether each frame was measured into Frame Comments (PS3.3 C.7.6.16.2.2), where only some were not."""
+    if not image.synthetic_slices:
+        return
+    synthetic = geometry.arrange(np.isin(np.arange(image.volume.grid.shape[0]), image.synthetic_slices))
+    for frame, is_synthetic in zip(ds.PerFrameFunctionalGroupsSequence, synthetic, strict=True):
+        frame.FrameContentSequence[0].FrameComments = SYNTHETIC_FRAME if is_synthetic else MEASURED_FRAME
 
 
 def display_window(data: NDArray[np.float32]) -> tuple[float, float]:
@@ -128,15 +168,14 @@ def _pixels(ds: Dataset, frames: NDArray[np.uint16], stored: _Stored, unit: str)
     ds.PhotometricInterpretation = "MONOCHROME2"
     ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 16, 15, 0
     ds.PresentationLUTShape = "IDENTITY"
-    ds.RescaleIntercept, ds.RescaleSlope = stored.intercept, stored.slope
-    ds.RescaleType = "US" if unit == "1" else unit
+    set_rescale(ds, stored.slope, stored.intercept, unit, stored.factor)
     set_window(ds, stored.window, float(stored.slope))
     ds.PixelData = frames.astype("<u2").tobytes()
     ds["PixelData"].VR = "OW"
 
 
 def set_window(ds: Dataset, window: tuple[float, float], slope: float) -> None:
-    """Set the window from ``low`` to ``high`` in the unit of the values, no narrower than one stored step.
+    """Set the window from ``low`` to ``high`` in modality values, no narrower than one stored step.
 
     LINEAR runs from c - 0.5 - (w - 1) / 2 to c - 0.5 + (w - 1) / 2 (PS3.3 C.11.2.1.2.1). That half matters where a
     window is a few units wide or less, and viewers draw a width below 1 black although LINEAR_EXACT would allow it

@@ -25,8 +25,10 @@ from dicomnode.reading import pet
 from dicomnode.reading.frames import frames_of
 from dicomnode.results import image as images_of
 from dicomnode.results import planes
+from dicomnode.results.display_scale import choose_factor, scale_window, set_mapping, set_rescale
 from dicomnode.results.frame_geometry import FrameGeometry, decimal
 from dicomnode.results.header import Context, Series, add_common_modules, code_item
+from dicomnode.results.wording import cut_words
 from pipelines.contract import Grid, Image
 
 __all__ = ["is_possible", "write"]
@@ -100,14 +102,21 @@ class _Facts:
 def _stored(ds: Dataset, geometry: FrameGeometry, image: Image) -> np.ndarray[Any, np.dtype[np.int16]]:
     """Set pixel attributes and return stored values: signed, one slope, no intercept (PS3.3 C.8.9.4.1.4)."""
     data = images_of.check_values(image)
-    largest = float(np.abs(data).max())
+    window = images_of.display_window(data)
+    # PS3.3 C.8.9.1.1.3: the values of PET are in its Units; those of MR are in none
+    factor = 1 if image.modality == "PT" else choose_factor(image.volume.unit, window)
+    largest = factor * float(np.abs(data).max())
     slope = decimal(largest / _FULL_SCALE if largest > 0 else 1.0)
     ds.Rows, ds.Columns = data.shape[1:]
     ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
     ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 16, 15, 1
-    ds.RescaleIntercept, ds.RescaleSlope = "0", slope
-    images_of.set_window(ds, images_of.display_window(data), float(slope))
-    values = np.round(geometry.arrange(data).astype(np.float64) / float(slope))
+    if image.modality == "PT":
+        ds.RescaleIntercept, ds.RescaleSlope = "0", slope
+    else:
+        set_rescale(ds, slope, "0", image.volume.unit, factor)
+        set_mapping(ds, image.volume.unit, factor, cut_words(image.description), (-_FULL_SCALE, _FULL_SCALE))
+    images_of.set_window(ds, scale_window(window, factor), float(slope))
+    values = np.round(factor * geometry.arrange(data).astype(np.float64) / float(slope))
     return np.clip(values, -_FULL_SCALE, _FULL_SCALE).astype("<i2")
 
 

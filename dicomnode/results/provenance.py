@@ -26,7 +26,7 @@ __all__ = [
 PRIVATE_CREATOR = "DICOMNODE PROVENANCE 1"
 _GROUP = 0x0099
 _JSON = 0x01
-_LONGEST_COMMENT = 10240  # PS3.5 6.2, LT
+LONGEST_COMMENT = 10240  # PS3.5 6.2, LT
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def record(ds: Dataset, provenance: Provenance, measurements: Sequence[Measureme
         facts = (provenance.facts, *(each for each in provenance.facts.values() if isinstance(each, Mapping)))
         inputs = dict.fromkeys(map(describe_vendor_reconstruction, facts))
         lines = [*sentences(provenance), *filter(None, inputs), *map(_measured, measurements)]
-        ds.ImageComments = "\r\n".join(lines)[:_LONGEST_COMMENT]
+        ds.ImageComments = "\r\n".join(lines)[:LONGEST_COMMENT]
     block = ds.private_block(_GROUP, PRIVATE_CREATOR, create=True)
     content = {
         "model": {

@@ -14,6 +14,7 @@ import fcntl
 import hashlib
 import os
 import secrets
+import shutil
 from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -26,7 +27,18 @@ from dicomnode.errors import OutOfSpace
 if TYPE_CHECKING:
     from dicomnode.config.spool import SpoolConfig
 
-__all__ = ["Writer", "check_space", "is_fresh", "open_writer", "path", "prepare", "remove", "sweep", "write"]
+__all__ = [
+    "Writer",
+    "check_space",
+    "is_fresh",
+    "open_folder",
+    "open_writer",
+    "path",
+    "prepare",
+    "remove",
+    "sweep",
+    "write",
+]
 
 _INCOMING = "incoming"
 _LEAVING = ".leaving"
@@ -158,26 +170,40 @@ def path(root: Path, stored: StoredFile | str) -> Path:
     return root / stored[:2] / f"{stored}.dcm"
 
 
-def check_space(root: Path, limits: SpoolConfig) -> None:
-    """Raise OutOfSpace when the disk is as full as the configuration lets it become."""
+def check_space(root: Path, limits: SpoolConfig, *, coming_bytes: int = 0) -> None:
+    """Raise OutOfSpace when the disk is as full as the configuration lets it become, with ``coming_bytes`` on it."""
     disk = os.statvfs(root)
-    free_gb = disk.f_bavail * disk.f_frsize / 1e9
+    coming = coming_bytes // disk.f_frsize
+    free_gb = (disk.f_bavail - coming) * disk.f_frsize / 1e9
     if free_gb < limits.min_free_gb:
         raise OutOfSpace(f"the spool's disk has {free_gb:.2f} GB free, less than min_free_gb = {limits.min_free_gb}")
     used = disk.f_blocks - disk.f_bfree
-    percent = 100 * used / max(1, used + disk.f_bavail)
+    percent = 100 * (used + coming) / max(1, used + disk.f_bavail)
     if percent >= limits.refuse_at_percent:
         limit = limits.refuse_at_percent
         raise OutOfSpace(f"the spool's disk is {percent:.1f} % full, refuse_at_percent = {limit}")
+
+
+@contextlib.contextmanager
+def open_folder(root: Path) -> Iterator[Path]:
+    """Yield a new folder below ``incoming/`` and delete it afterwards; a sweep deletes that of a killed process."""
+    folder = root / _INCOMING / f"{secrets.token_hex(16)}.part"
+    folder.mkdir(parents=True, mode=0o750)
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(fd)
 
 
 def sweep(root: Path) -> int:
     """Remove the files of killed processes under ``incoming/``; return how many. Living processes lock theirs."""
     removed = 0
     for left in (root / _INCOMING).glob("*.part"):
-        with contextlib.suppress(FileNotFoundError, BlockingIOError), left.open("r+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            left.unlink()
+        with contextlib.suppress(FileNotFoundError, BlockingIOError):
+            _remove_unlocked(left)
             removed += 1
     for left in (root / _INCOMING).glob(f"*{_LEAVING}"):  # killed between the move aside and the deletion
         with contextlib.suppress(FileNotFoundError):
@@ -216,6 +242,19 @@ def _put_back(aside: Path, final: Path) -> None:
     with contextlib.suppress(FileExistsError):
         os.link(aside, final)
     aside.unlink()
+
+
+def _remove_unlocked(left: Path) -> None:
+    """Delete a file or folder. Raises BlockingIOError where a living process holds its lock."""
+    fd = os.open(left, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if left.is_dir():
+            shutil.rmtree(left)
+        else:
+            left.unlink()
+    finally:
+        os.close(fd)
 
 
 def _create(folder: Path) -> tuple[str, int]:

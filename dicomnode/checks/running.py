@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
@@ -19,9 +17,11 @@ from db import engine as engines
 from db import migrations
 from db.states import DeploymentMode
 from dicomnode import tls
+from dicomnode.checks.check import Check
+from dicomnode.checks.ports import check_dicom_port, check_web
 from dicomnode.config import Config, Peer, Route
+from dicomnode.config.learning import LearningConfig
 from dicomnode.config.models import ModelsConfig
-from dicomnode.config.node import NodeConfig
 from dicomnode.config.notifications import EmailConfig, WebhookConfig
 from dicomnode.config.web import WebConfig
 from dicomnode.config.worker import WorkerConfig
@@ -32,27 +32,19 @@ from dicomnode.storage import spool
 if TYPE_CHECKING:
     from dicomnode.deployment.in_use import VersionInUse
 
-__all__ = ["Check", "run"]
+__all__ = ["run"]
 
 SOON = timedelta(days=30)
 _ALIVE = timedelta(seconds=60)
 _RECEIVE_ONLY = "can receive and deliver, but run no jobs; its device, routes and models were not checked"
 
 
-@dataclass(frozen=True)
-class Check:
-    """The result of one check; only ``failed`` stops work."""
-
-    what: str
-    result: Literal["ok", "warning", "failed"]
-    detail: str
-
-
 def run(config: Config) -> Iterator[Check]:
     """Yield the result of every check, in the order in which work would meet them."""
     yield Check("configuration", "ok", str(config.path))
     yield from _check_senders(config)
-    yield _guarded("DICOM port", lambda: _check_dicom_port(config.node))
+    yield from _check_commitment(config)
+    yield _guarded("DICOM port", lambda: check_dicom_port(config.node))
     yield _guarded("data folder", lambda: _check_data_folder(config))
     yield _guarded("spool", lambda: _check_spool(config))
     yield _guarded("database", lambda: _check_database(config.database_url))
@@ -66,7 +58,7 @@ def run(config: Config) -> Iterator[Check]:
     for recipient in config.notifications.recipients:
         yield _guarded(f"notification {recipient.name}", partial(_check_notification, config, recipient))
     if config.web.enabled:
-        yield _guarded("web", lambda: _check_web(config))
+        yield _guarded("web", lambda: check_web(config))
         yield _check_viewer(config.web)
     for profile in config.deidentify:
         yield _guarded(f"deidentify {profile.name}", partial(_check_profile, config, profile.name))
@@ -86,6 +78,8 @@ def _check_inference(config: Config) -> Iterator[Check]:
     for version in (versions := _list_versions_in_use(config)):
         yield _guarded(f"{version.mode} model of {version.pipeline}", partial(_check_version_in_use, config, version))
     current = {version.pipeline: version.model for version in versions if version.mode is DeploymentMode.CURRENT}
+    for entry in config.learning:
+        yield _guarded(f"learning {entry.name}", partial(_check_learning, config, entry))
     for route in config.routes:
         model = route.model or current.get(route.pipeline, "")
         yield _guarded(f"route {route.name}", partial(_check_route, config, route, model))
@@ -110,34 +104,16 @@ def _check_senders(config: Config) -> Iterator[Check]:
         yield Check("senders", "warning", "none is listed: anybody who reaches the port may send")
 
 
-def _check_dicom_port(node: NodeConfig) -> Check | str:
-    """Check that the node can listen at its port, or does so already."""
-    from dicomnode.dimse import peers
-
-    where = f"{node.ae_title} at {node.host}:{node.port}"
-    if (reason := _reason_not_free(node.host, node.port)) is None:
-        return f"{where}, free"
-    if node.tls is not None and node.tls.port is None:  # the certificate need not name the loopback address
-        return Check("DICOM port", "warning", f"{where}: {reason}; well if this node is running, else set another")
-    here = "127.0.0.1" if node.host in ("0.0.0.0", "::", "") else node.host
-    itself = Peer(name="node", ae_title=node.ae_title, host=here, port=node.port)
-    try:
-        peers.echo(itself, calling_aet=node.ae_title, timeout_s=peers.ECHO_TIMEOUT_S)
-    except NodeError:
-        return Check("DICOM port", "failed", f"{where}: {reason}, by another program; set another [node] port")
-    return f"{where}, where a node answers C-ECHO"
-
-
-def _reason_not_free(host: str, port: int) -> str | None:
-    """Return the reason why no program can listen at the address, or None."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as sock:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind(address)
-    except OSError as error:
-        return error.strerror or type(error).__name__
-    return None
+def _check_commitment(config: Config) -> Iterator[Check]:
+    """Check what becomes of received studies that this node committed to their senders."""
+    days = {"sources_days": config.retention.sources_days, "unrouted_days": config.retention.unrouted_days}
+    deleting = ", ".join(f"{name} = {value:g}" for name, value in days.items() if value)
+    if deleting and config.retention.delete_committed:
+        yield Check(
+            "commitment", "warning", f"delete_committed, {deleting}: a scanner that relies on this node loses data"
+        )
+    elif deleting:
+        yield Check("commitment", "ok", f"{deleting} do not apply to what is committed to a sender")
 
 
 def _check_data_folder(config: Config) -> str:
@@ -208,14 +184,18 @@ def _check_workers(config: Config) -> Check | str:
 
     with _open_current_database(config.database_url) as session:
         if session is None:
-            return "none is known without a database of this version"
+            return "none yet: the database is made, or brought up to date, by 'dicomnode serve'"
         alive = workers.list_alive(session, since=datetime.now(UTC) - _ALIVE)
         shared.check_spool_matches_database(session, config.spool_dir)
         check_nothing_lost(session, config.spool_dir)
     if elsewhere := sorted(row.name for row in alive if not shared.is_marked(config.spool_dir, row.name)):
         return Check("workers", "failed", f"{', '.join(elsewhere)}: alive, and not on this spool: [spool] dir")
     hosts = sorted({row.host for row in alive})
-    return f"{len(alive)} on {len(hosts)} hosts, on this spool: {', '.join(hosts)}" if alive else "none is alive"
+    if not alive:
+        return (
+            "none has reported in the last minute: 'dicomnode serve' and 'dicomnode work' start them, in some seconds"
+        )
+    return f"{len(alive)} on {len(hosts)} host{'s' * (len(hosts) > 1)}, on this spool: {', '.join(hosts)}"
 
 
 def _check_ray(config: Config) -> Check | str:
@@ -236,7 +216,8 @@ def _check_peer(config: Config, peer: Peer) -> Check:
             peer, calling_aet=config.node.ae_title, timeout_s=peers.ECHO_TIMEOUT_S, tls=config.node.tls
         )
     except NodeError as error:
-        return Check(f"peer {peer.name}", "failed" if destination else "warning", str(error))
+        words = str(error).removeprefix(f"peer {peer.name} ")
+        return Check(f"peer {peer.name}", "failed" if destination else "warning", words)
     answered = f"answered C-ECHO in {1000 * seconds:.0f} ms"
     substitutes = _describe_substitutes(config, peer) if destination else ""
     if substitutes:
@@ -274,17 +255,6 @@ def _check_notification(config: Config, recipient: EmailConfig | WebhookConfig) 
         return notification.check(recipient, config, now=datetime.now(UTC))
     except NotSent as error:  # studies are worked on all the same
         return Check(f"notification {recipient.name}", "warning", str(error))
-
-
-def _check_web(config: Config) -> Check | str:
-    from dicomnode.web import access
-
-    token = access.read_token(config, lambda: datetime.now(UTC))
-    asks = "asks for its token" if token else "loopback only, no token"
-    where = f"{config.web.host}:{config.web.port}"
-    if reason := _reason_not_free(config.web.host, config.web.port):
-        return Check("web", "warning", f"{where}: {reason}; well if this node is running, else set another")
-    return f"{'https' if config.web.certificate_file else 'http'}://{where}, {asks}"
 
 
 def _check_viewer(web: WebConfig) -> Check:
@@ -332,6 +302,20 @@ def _list_versions_in_use(config: Config) -> list[VersionInUse]:
         return in_use.list_versions_in_use(session, config)
 
 
+def _check_learning(config: Config, entry: LearningConfig) -> str:
+    """Check that the node holds a target for the recipe of the pipeline's model."""
+    from dicomnode.learning.beginning import prepare_target
+
+    with _open_current_database(config.database_url) as session:
+        if session is None:
+            return "not checked: the database is not of this version"
+        facts, recipe, target = prepare_target(session, entry, config)
+    where = "nights run in 'dicomnode serve' with local workers and in 'dicomnode work'"
+    nowhere = "; 'serve' starts none: [worker] concurrency is 0" if config.worker.concurrency == 0 else ""
+    trained = f"{facts.name}@{facts.version} by {recipe}; target: {target.statement}"
+    return f"{trained}; {where}, not in 'serve --workers 0'{nowhere}"
+
+
 def _check_version_in_use(config: Config, version: VersionInUse) -> str:
     from dicomnode.deployment import models
     from model_zoo import registry
@@ -366,4 +350,5 @@ def _check_route(config: Config, route: Route, model: str) -> str:
         models.check_monai_configuration(facts, config)
         quality.read_input_rules(facts.metadata)
     called = ", ".join(f"{facts.name}@{facts.version}" for facts in bundles)
-    return f"{pipeline.name} with {called}, digest verified"
+    where = ", ".join(route.destinations) or "no destination: they stay on this node"
+    return f"{pipeline.name} with {called}, digest verified; results go to {where}"
