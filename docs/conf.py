@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from sphinx.deprecation import RemovedInSphinx11Warning
 
 from dicomnode.installation import read_version
-from docs.generators import command_line, configuration, http
+from docs.generators import command_line, configuration, http, measurements
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -44,6 +44,7 @@ GENERATED = {
     "configuration": configuration.make_page,
     "command-line": command_line.make_page,
     "http": http.make_page,
+    "measurements": measurements.make_page,
 }
 """The generated parts: a page takes one in place of the line ``<!-- generated: NAME -->``."""
 

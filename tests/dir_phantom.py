@@ -109,8 +109,8 @@ def write_dir_bundle(root: Path) -> Path:
 
 
 def _make_flair_network() -> VolumeUNet:
-    """Return a network that gives zero but for the lesion's logit c (x - 2), DIR's c (x - 1) and a log b far below its
-    least.
+    """Return a network that gives zero but for the lesion's logit c (x - 2), DIR's c (x - 0.5) and a log b far below
+    its least.
 
     c > 0 comes from the last norm. x and one go through the activations with both signs: silu(z) - silu(-z) = z.
     """
@@ -124,5 +124,5 @@ def _make_flair_network() -> VolumeUNet:
         signs = torch.tensor([1.0, -1.0, 1.0, -1.0])
         network.last.weight[5, :, 0, 0, 0] = 50 * signs * torch.tensor([1, 1, -_THRESHOLD, -_THRESHOLD])
         network.last.weight[1, 2:, 0, 0, 0] = -100 * signs[2:]
-        network.last.weight[0, :, 0, 0, 0] = 0.5 * signs * torch.tensor([1.0, 1.0, -1.0, -1.0])
+        network.last.weight[0, :, 0, 0, 0] = 0.5 * signs * torch.tensor([1.0, 1.0, -0.5, -0.5])
     return network.eval()

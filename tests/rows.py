@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, sessionmaker
 
 from db import jobs, studies
+from db.jobs import OutputFile
 from db.models import Job
 from db.studies import Arrival, InstanceFacts, Sender, StoredFile
+from dicomnode.config import Config
+from dicomnode.storage import spool
+from tests.peers.files import write_instance, write_result
 
-__all__ = ["RAW_DATA_STORAGE", "add_job", "make_arrival"]
+__all__ = ["RAW_DATA_STORAGE", "add_job", "finish_job", "make_arrival"]
 
 RAW_DATA_STORAGE = "1.2.840.10008.5.1.4.1.1.66"
 
@@ -59,3 +63,30 @@ def add_job(session: Session, now: datetime, *, study: str = "1.2.1", **changes:
     job = jobs.enqueue(session, **(values | changes))
     assert job is not None
     return job
+
+
+def finish_job(
+    sessions: sessionmaker[Session],
+    config: Config,
+    to: Sequence[str],
+    now: datetime,
+    *,
+    count: int = 1,
+    marked: bool = True,
+    study: str = "1.2.1",
+    report: Mapping[str, Any] | None = None,
+    **changes: Any,
+) -> list[str]:
+    """Finish a job with results for the destinations; return their SOP Instance UIDs."""
+    outputs = []
+    for number in range(count):
+        path = config.data_dir / f"{number}.dcm"
+        write = write_result if marked else write_instance
+        ds = write(path, study_uid=study, PatientName="Müller^Jürgen")
+        file = spool.write(config.spool_dir, path.read_bytes())
+        outputs.append(OutputFile(ds.SOPInstanceUID, ds.SOPClassUID, ds.SeriesInstanceUID, "image", file))
+    with sessions.begin() as session:
+        job = add_job(session, now, study=study, destinations=list(to), **changes)
+        jobs.claim(session, worker="w", lease_s=60, now=now)
+        jobs.finish(session, job_id=job.id, worker="w", outputs=outputs, report=dict(report or {}), now=now)
+    return [output.sop_instance_uid for output in outputs]

@@ -30,6 +30,7 @@ from dicomnode.reading import volumes
 from pipelines.contract import Measurement
 from tests.findings import NOW, PROVENANCE, PhantomFindings, make_findings
 from tests.nifti_files import LPS_TO_RAS
+from tests.peers import kspaces
 from tests.scanner import make_grid
 from tests.series import unpack_series, write_slices
 from tests.web_node import Web, web
@@ -113,7 +114,7 @@ def test_results_lie_on_the_voxels_of_their_source(study: tuple[Path, PhantomFin
     grid = study[1].grid
     for pattern, values, tolerance in (
         ("*_dseg.nii.gz", study[1].labels, 0),
-        ("*MrImage_synthetic.nii.gz", study[1].image, 0.02),
+        ("*MRImage_synthetic.nii.gz", study[1].image, 0.02),
         ("*Deviation_synthetic.nii.gz", study[1].deviation, 1e-5),
     ):
         (path,) = folder.glob(pattern)
@@ -201,6 +202,25 @@ def test_a_result_that_a_reader_rejected_is_left_out_with_a_row(
     sidecars = list((tmp_path / "out").glob("derivatives/*/sub-01/anat/*.json"))
     assert len(list((tmp_path / "out").glob("derivatives/*/sub-01/anat/*.nii.gz"))) == count
     assert [json.loads(path.read_text())["ReaderVerdict"] for path in sidecars] == ["accepted"] * len(sidecars)
+
+
+def test_results_of_kspace_are_exported_without_a_raw_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "in").mkdir()
+    raw = kspaces.raw_data(tmp_path / "in" / "raw.dcm", NOW, SeriesDescription="tse")
+    findings = make_findings(make_grid("axial", (3, 20, 24), (5, 1, 1), (0, 0, 0))).findings
+    for at, ds in enumerate(results.write(findings, [dcmread(raw)], PROVENANCE, ResultsConfig(), NOW)):
+        ds.save_as(tmp_path / "in" / f"{at}.dcm", enforce_file_format=True)
+    words = ["export", str(tmp_path / "in"), str(tmp_path / "out"), "--bids"]
+    assert main([*words, "--json"]) == 0
+    rows = {row["series"]: row for row in json.loads(capsys.readouterr().out)}
+    (left_out,) = [row["left_out"] for name, row in rows.items() if name.endswith("tse")]
+    assert left_out == "k-space: BIDS has no place for it; its results are exported"
+    assert sum(bool(row["file"]) for row in rows.values()) >= 3
+    assert not (tmp_path / "out" / "participants.tsv").exists()
+    assert find_errors(tmp_path / "out") == []
+    assert find_errors(tmp_path / "out" / DERIVATIVE) == []
+    assert main(words) == 1
+    assert "has sub-01 already" in capsys.readouterr().err
 
 
 def test_a_subject_is_not_written_twice_and_a_session_is_added(

@@ -133,6 +133,14 @@ def _add_references(place: str, width: int, length: int) -> Callable[[dict[str, 
     return change
 
 
+def _add_length(expression: str, length: Any) -> Callable[[dict[str, Any]], None]:
+    def change(content: dict[str, Any]) -> None:
+        content["n"] = length
+        _set_value("inferer.roi_size", expression)(content)
+
+    return change
+
+
 SETTINGS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "references that double": (_add_references("inferer.roi_size", 2, 40), "references stand for more than"),
     "a chain of references": (_add_references("inferer.roi_size", 1, 3000), "references stand for more than"),
@@ -147,6 +155,18 @@ SETTINGS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "loops in loops": (
         _set_value("inferer.roi_size", "$[0 for a in range(9999) for b in range(9999)]"),
         "one repetition",
+    ),
+    "a list as long as a reference says": (_add_length("$[0]*@n", 10**10), "its values take more than 1024 MiB"),
+    "a list of a list by a reference": (_add_length("$@n*100000", "$[0]*100000"), "its values take more than 1024 MiB"),
+    "a range as long as a reference says": (
+        _add_length("$sum(range(@n))", 10**12),
+        "a range whose length is a reference",
+    ),
+    "a large array": (_set_value("inferer.roi_size", "$np.ones((99999, 99999))"), "an array of more than"),
+    "a large array by a fraction": (_set_value("inferer.roi_size", "$np.arange(1e10)"), "an array of more than"),
+    "an array as large as a reference says": (
+        _add_length("$np.ones(@n)", 10**10),
+        "its values take more than 1024 MiB|allocate",
     ),
     "a wide text": (_set_value("inferer.roi_size", "$'%1000000000d' % 1"), "a text with %"),
     "a long expression": (_set_value("inferer.roi_size", "$" + "+".join(["1"] * 9000)), "more than 4000 letters"),

@@ -157,7 +157,8 @@ def test_input_contract_and_output_limits_of_the_metadata_hold_and_refuse(tmp_pa
     limits = {"output_limits": {"hold_above": {"segments found": 0.5}}}
     _install(write_spleen_bundle(tmp_path / "a" / NAME, **limits), config.models_dir)
     held = processing.run_task(_make_task(tmp_path, f"bundle:{NAME}"), config, progress=_ignore_progress)
-    assert held.held_because == "segments found is 1, above the limit of 0.5"
+    words = "the number of segments with at least one voxel. Look at the segmentation on the source"
+    assert held.held_because == f"segments found is 1, above the limit of 0.5: {words}"
     contract = {"input_contract": {"image": [{"fact": "coarsest_spacing_mm", "between": [0, 2.5]}]}}
     _install(write_spleen_bundle(tmp_path / "b" / NAME, version="2.0.0", **contract), config.models_dir)
     task = replace(_make_task(tmp_path, f"bundle:{NAME}"), model=f"{NAME}@2.0.0")

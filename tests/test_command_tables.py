@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -13,12 +14,15 @@ import pytest
 from sqlalchemy.orm import Session, sessionmaker
 
 from db import engine as engines
-from db import jobs, studies
-from db.models import Event, Job
+from db import jobs, studies, trail
+from db.models import Event, Job, Study
 from db.states import JobState
 from dicomnode import cli, config, listings
-from dicomnode.cli import tables
+from dicomnode.cli import context, tables
 from dicomnode.errors import NotFound
+from dicomnode.monitoring import status
+from dicomnode.routing import routing
+from dicomnode.web import template_filters
 from tests import databases
 from tests.peers import write_config
 from tests.rows import add_job, make_arrival
@@ -69,6 +73,96 @@ def test_names_are_masked_where_the_pages_mask_them(node: tuple[Path, sessionmak
     with node[1]() as session:
         (row,) = tables.list_study_rows(session, mask=True)
     assert row["patient"] == "name masked"
+
+
+def test_a_study_that_no_route_took_is_not_routed_in_every_table_and_in_the_log(
+    node: tuple[Path, sessionmaker[Session]],
+    now: datetime,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with node[1].begin() as session:
+        studies.register_instances(session, [make_arrival("1.2.9")], now=now)
+        studies.close(session, session.get_one(Study, 2), reason="quiet", now=now)
+    with caplog.at_level("INFO"):
+        routing.route_complete_studies(node[1], config.load(node[0]), now=lambda: now)
+    assert "study 2: not routed: no route took it" in caplog.text
+    with node[1]() as session:
+        event = trail.list_study_events(session, 2)[0]
+    assert template_filters.describe_event(event) == "Study 2 complete → routed: no route took it"
+    for words in (("studies", "list"), ("studies", "show", "2"), ("status",)):
+        assert run(node[0], *words) == 0
+        assert "not routed" in " ".join(capsys.readouterr().out.split()), words
+    assert run(node[0], "studies", "list", "--json") == 0
+    facts = json.loads(capsys.readouterr().out)[1]
+    assert (facts["state"], facts["jobs"]) == ("routed", 0), "scripts read the state as before"
+    assert run(node[0], "status", "--json") == 0
+    counts = json.loads(capsys.readouterr().out)
+    assert (counts["studies"], counts["not_routed"]) == ({"receiving": 1, "routed": 1}, 1)
+    assert counts["workers"] == 0
+
+
+def test_a_study_is_shown_with_short_uids_and_says_what_it_has_none_of(
+    node: tuple[Path, sessionmaker[Session]],
+    now: datetime,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    study = "1.2.840.113619.2.55.3.604688119.971.1264"
+    with node[1].begin() as session:
+        studies.register_instances(session, [make_arrival(study)], now=now)
+    assert run(node[0], "studies", "show", "2") == 0
+    shown = capsys.readouterr().out
+    assert "…9.971.1264.1" in shown
+    assert f"{study}.1" not in shown
+    assert "Jobs\nno job: 'dicomnode studies explain'" in shown
+    node[0].write_text(
+        node[0].read_text() + '\n[[routes]]\nname = "f"\npipeline = "ms_lesions"\nmatch = {Modality = "MR"}\n'
+    )
+    assert run(node[0], "studies", "explain", "2") == 0
+    explained = capsys.readouterr().out
+    assert "…9.971.1264.1" in explained
+    assert "113619" not in explained
+
+
+def test_paths_of_the_data_kit_stay_on_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    path = "anatomy/allen-human-reference-atlas-mni/"
+    context.print_rows([{"path": path, "for": "training and evaluation, " * 4}], ["path", "for"], as_json=False)
+    out = capsys.readouterr().out
+    assert path in out
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_versions_stay_whole_beside_long_texts(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    row = {"name": "standard_dose_pet", "title": "Standard-dose PET from low-dose PET " * 2, "inputs": "pet [mr] " * 4}
+    context.print_rows(
+        [row | {"model": "standard_dose_pet@1.4.0"}], ["name", "title", "inputs", "model"], as_json=False
+    )
+    assert "standard_dose_pet@1.4.0" in capsys.readouterr().out
+
+
+def test_a_decision_that_the_state_does_not_allow_says_which_does(
+    node: tuple[Path, sessionmaker[Session]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(node[0], "jobs", "retry", "1") == 1
+    assert "job 1 is held: only a refused, dead or cancelled job can run again" in capsys.readouterr().err
+    assert run(node[0], "jobs", "discard", "1", "--reason", "r") == 0
+    assert run(node[0], "jobs", "cancel", "1") == 1
+    assert "job 1 is cancelled: a job that is done or cancelled cannot be cancelled" in capsys.readouterr().err
+
+
+def test_deliveries_that_failed_for_one_reason_are_one_line() -> None:
+    down = "peer pacs (ORTHANC) at 127.0.0.1:4242 cannot be reached: does it run, are host and port right?"
+    errors = [{"what": f"delivery {number} to pacs", "reason": down} for number in (7, 6, 5)]
+    errors.insert(1, {"what": "job 3", "reason": "the head is cut"})
+    assert status.group_errors(errors) == [("delivery 7 to pacs and 2 more", down), ("job 3", "the head is cut")]
 
 
 def test_a_running_job_says_what_is_left(node: tuple[Path, sessionmaker[Session]], now: datetime) -> None:

@@ -143,6 +143,15 @@ def test_check_names_the_version_that_each_pipeline_uses(tmp_path: Path, capsys:
     assert "shadow model of mri_reconstruction" not in check()
 
 
+def test_check_says_where_the_results_of_a_route_go(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    peer = {"name": "pacs", "ae_title": "PACS", "port": 1}
+    routes = [make_route() | {"name": "kept"}, make_route("pacs") | {"name": "sent"}]
+    run(write_config(tmp_path, peers=[peer], routes=routes), "check", "--json")
+    details = {row["what"]: row["detail"] for row in json.loads(capsys.readouterr().out)}
+    assert details["route kept"].endswith("results go to no destination: they stay on this node")
+    assert details["route sent"].endswith("results go to pacs")
+
+
 def test_check_names_the_port_that_another_program_has(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
@@ -158,7 +167,8 @@ def test_check_names_the_port_that_another_program_has(tmp_path: Path, capsys: p
 def test_check_sees_a_running_node(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    with Node(write_config(tmp_path, node={"port": port}), "serve", "--workers", "0") as running:
+    path = write_config(tmp_path, node={"port": port}, senders=[{"ae_title": "MR1"}])
+    with Node(path, "serve", "--workers", "0") as running:
         checks = {check["what"]: check for check in json.loads(running.command("check", "--json").stdout)}
     assert checks["DICOM port"] == {
         "what": "DICOM port", "result": "ok", "detail": f"DICOMNODE at 127.0.0.1:{port}, where a node answers C-ECHO",

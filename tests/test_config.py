@@ -66,6 +66,12 @@ def test_init_writes_the_shipped_file() -> None:
     assert (ROOT / "dicomnode" / "node.toml").read_text() == SHIPPED.read_text()
 
 
+def test_a_new_node_runs_its_routes_and_sends_no_generated_image_to_a_pacs() -> None:
+    routes = {route.pipeline: route for route in configuration.load(SHIPPED).routes}
+    assert set(routes) == {"mri_reconstruction", "pet_synthesis", "synthetic_dir"}
+    assert [route.name for route in routes.values() if route.destinations] == []
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

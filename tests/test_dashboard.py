@@ -7,7 +7,7 @@ import json
 import re
 import threading
 from collections.abc import Iterator, Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import httpx
@@ -18,7 +18,8 @@ from sqlalchemy import event, select
 
 from db import audit
 from db.models import Delivery, Event, Job, Study
-from db.states import DeliveryState, JobState
+from db.overview import Tally
+from db.states import DeliveryState, JobState, StudyState
 from dicomnode.results.page import Page
 from dicomnode.web import server, study_progress
 from dicomnode.web.app import create_app
@@ -95,6 +96,9 @@ def test_the_list_says_where_each_study_stands(
     matching = [row for row in rows if study_uid(study) in row]
     assert len(matching) == 1
     assert words in matching[0]
+    assert re.search(r'<p class="facts"><span>study \d+</span><span>2026-', matching[0]), (
+        "the number that commands take"
+    )
 
 
 @pytest.mark.parametrize(
@@ -259,9 +263,9 @@ def test_source_result_and_uncertainty_are_of_one_slice(read_only: tuple[Web, Ma
     addresses = re.findall(r'<img src="(/jobs/\d+/pictures/[0-9.]+)"', text)
     assert len(addresses) == 4
     assert [re.sub(r":.*", "", words) for words in re.findall(r'<img src="/jobs/[^>]*? alt="([^"]*)"', text)] == [
-        "Source", "Synthetic result", "Uncertainty", "Segmentation",
+        "Source", "Synthetic result", "Synthetic uncertainty or map", "Synthetic segmentation",
     ]  # fmt: skip
-    assert web.get(f"/jobs/{made['held']}/depth").json() == {"slices": 9}
+    assert web.get(f"/jobs/{made['held']}/depth").json() == {"slices": 9, "first": 4}
     ends = [_grey(web, addresses[0], at) for at in (0, 8)]
     for at, expected in ((0, ends[0]), (8, ends[1])):
         assert np.corrcoef(_grey(web, addresses[1], at)[:96].ravel(), expected.ravel())[0, 1] > 0.97
@@ -277,8 +281,8 @@ def _grey(web: Web, address: str, at: int) -> np.ndarray[tuple[int, ...], np.dty
 
 
 def decide(web: Web, id: int, decision: str, **fields: str) -> httpx.Response:
-    origin = {"Origin": web.address}
-    return web.client.post(f"/jobs/{id}/{decision}", data=fields, headers=origin)
+    origin, who = {"Origin": web.address}, {"who": "MK"} if decision in ("release", "discard") else {}
+    return web.client.post(f"/jobs/{id}/{decision}", data=who | fields, headers=origin)
 
 
 def event_reasons(web: Web, id: int) -> list[str]:
@@ -309,8 +313,20 @@ def test_a_discarded_result_is_delivered_nowhere(decidable: tuple[Web, Mapping[s
     assert decide(web, made["held"], "discard", reason="motion").status_code == 303
     assert load_job(web, made["held"]).state is JobState.CANCELLED
     assert len(web.rows(Delivery)) == before
+    (row,) = (each for each in re.split(r'<li class="study"', get_page(web, "/")) if study_uid("held") in each)
+    assert '<span class="chip cancelled">Discarded</span>' in row
+    assert "Cancelled" not in row
+    assert 'Delivered</span><span class="hidden">: nothing to deliver' in row
     assert decide(web, made["held"], "release", reason="after all").status_code == 409
     assert "Nothing waits for a decision" in get_page(web, "/hold")
+
+
+@pytest.mark.parametrize("decision", ["release", "discard"])
+def test_a_decision_needs_initials_and_a_reason(decidable: tuple[Web, Mapping[str, int]], decision: str) -> None:
+    web, made = decidable
+    for fields in ({"reason": "", "who": "MK"}, {"reason": "motion", "who": " "}):
+        assert decide(web, made["held"], decision, **fields).status_code == 400
+    assert load_job(web, made["held"]).state is JobState.HELD
 
 
 @pytest.mark.parametrize("name", ["dead", "refused", "cancelled"])
@@ -369,7 +385,7 @@ def test_a_decision_leads_to_no_other_site(decidable: tuple[Web, Mapping[str, in
     answer = decide(web, made["waiting"], "cancel", back="//evil.example")
     assert answer.headers["location"].startswith(f"/jobs/{made['waiting']}?")
     assert decide(web, made["held"], "destroy").status_code == 404
-    assert decide(web, 99, "release").status_code == 404
+    assert decide(web, 99, "release", reason="none").status_code == 404
     assert decide(web, made["held"], "release", reason="x" * 20_000).status_code == 413
     assert load_job(web, made["held"]).state is JobState.HELD
 
@@ -399,6 +415,13 @@ def test_the_api_tells_what_the_command_line_does(read_only: tuple[Web, Mapping[
     assert web.get("/api/jobs?state=nothing").status_code == 400
 
 
+def test_a_finished_study_without_destinations_says_so_in_one_wording(now: datetime) -> None:
+    done = Tally(jobs=(Job(state=JobState.DONE, pipeline="ms_lesions", progress=1.0),))
+    progress = study_progress.describe_study_progress(Study(state=StudyState.ROUTED, completed_by=""), done, {}, now)
+    assert progress.headline == "Finished, nothing to deliver"
+    assert progress.steps[-1].text == "nothing to deliver"
+
+
 def test_remaining_time_follows_its_own_speed_and_earlier_jobs() -> None:
     assert study_progress.estimate_remaining_s(0.0, 10, None) is None
     assert study_progress.estimate_remaining_s(0.0, 10, 60) == 50
@@ -408,6 +431,18 @@ def test_remaining_time_follows_its_own_speed_and_earlier_jobs() -> None:
     slow = study_progress.estimate_remaining_s(0.9, 900, 100)
     assert slow is not None
     assert slow > 90
+
+
+@pytest.mark.parametrize(
+    ("percent", "remaining_s", "text"),
+    [
+        (0, None, "0 %"), (0, 50.0, "0 %, about 50 s left"), (0, 0.0, "0 %, longer than the last runs"),
+        (1, 0.3, "1 %, about 1 s left"), (49, 0.0, "49 %, longer than the last runs"),
+        (99, 0.2, "99 %, nearly finished"),
+    ],
+)  # fmt: skip
+def test_a_job_that_has_just_begun_is_not_nearly_finished(percent: int, remaining_s: float | None, text: str) -> None:
+    assert study_progress.JobProgress(1, percent, "", remaining_s).text == text
 
 
 def listen_until_line(web: Web, until: str, lines: list[str], ready: threading.Event) -> None:

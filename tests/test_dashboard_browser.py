@@ -180,6 +180,7 @@ def test_all_pages_work_without_scripts(browser: Browser, node: tuple[Web, Mappi
         page.get_by_role("link", name="MR head, follow-up").first.click()
         page.get_by_role("link", name="Decide in the hold queue").click()
         page.get_by_label("Reason").fill("no scripts here")
+        page.get_by_label("Your initials").fill("MK")
         page.get_by_role("button", name="Discard").click()
         page.get_by_text(f"Job {made['held']}: its results are discarded").wait_for()
     assert _state(web, made["held"]) is JobState.CANCELLED

@@ -55,6 +55,13 @@ def test_a_decoder_that_crashes_costs_its_answer_only_and_is_not_asked_again(poo
     assert pool.run(find_process_id, "third") == second
 
 
+def test_an_idle_child_that_was_ended_costs_no_answer(pool: Pool) -> None:
+    first = int(pool.run(find_process_id)[0])
+    os.kill(first, signal.SIGKILL)
+    wait_for(lambda: has_ended(first), "the idle child has ended")
+    assert int(pool.run(find_process_id)[0]) != first
+
+
 def test_memory_has_a_limit(pool: Pool) -> None:
     child = pool.run(find_process_id)
     with pytest.raises(InputRefused, match="more memory"):
@@ -80,7 +87,6 @@ def test_a_refusal_in_the_child_is_told_in_its_words(pool: Pool, tmp_path: Path)
         pool.run(pixels.read_layout, tmp_path / "a.dcm")  # type: ignore[arg-type]
 
 
-@pytest.mark.slow
 def has_ended(process_id: int) -> bool:
     """Return whether a process has ended, also where nobody has fetched its status yet."""
     try:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 from pynetdicom import evt
@@ -15,7 +13,6 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 
 from db import deliveries, destinations, jobs
-from db.jobs import OutputFile
 from db.models import Delivery
 from db.states import DeliveryState
 from dicomnode.backoff import draw_backoff
@@ -24,9 +21,8 @@ from dicomnode.config.delivery import DeliveryConfig
 from dicomnode.config.node import NodeConfig
 from dicomnode.delivery import delivery
 from dicomnode.delivery.delivery import deliver_due
-from dicomnode.storage import spool
-from tests.peers import Answering, Orthanc, StoreScp, free_port, write_instance, write_result
-from tests.rows import add_job
+from tests.peers import Answering, Orthanc, StoreScp, free_port
+from tests.rows import finish_job
 
 Sessions = sessionmaker[Session]
 
@@ -43,32 +39,6 @@ def add_peers(config: Config, *peers: Peer) -> Config:
 
 def make_unreachable_peer(name: str = "down") -> Peer:
     return Peer(name=name, ae_title="DOWN", host="127.0.0.1", port=free_port())
-
-
-def finish_job(
-    sessions: Sessions,
-    config: Config,
-    to: Sequence[str],
-    now: datetime,
-    *,
-    count: int = 1,
-    marked: bool = True,
-    study: str = "1.2.1",
-    **changes: Any,
-) -> list[str]:
-    """Finish a job with results for the destinations; return their SOP Instance UIDs."""
-    outputs = []
-    for number in range(count):
-        path = config.data_dir / f"{number}.dcm"
-        write = write_result if marked else write_instance
-        ds = write(path, study_uid=study, PatientName="Müller^Jürgen")
-        file = spool.write(config.spool_dir, path.read_bytes())
-        outputs.append(OutputFile(ds.SOPInstanceUID, ds.SOPClassUID, ds.SeriesInstanceUID, "image", file))
-    with sessions.begin() as session:
-        job = add_job(session, now, study=study, destinations=list(to), **changes)
-        jobs.claim(session, worker="w", lease_s=60, now=now)
-        jobs.finish(session, job_id=job.id, worker="w", outputs=outputs, report={}, now=now)
-    return [output.sop_instance_uid for output in outputs]
 
 
 def rows(sessions: Sessions) -> list[Delivery]:

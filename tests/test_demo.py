@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -26,6 +29,20 @@ def test_a_demo_that_is_told_to_stop_stops_its_nodes(tmp_path: Path) -> None:
     assert [accepts_connections(port) for port in ports] == [True, True]
     assert program.stop(within_s=90) == 130
     assert [accepts_connections(port) for port in ports] == [False, False]
+
+
+def test_a_node_that_is_left_running_ends_the_demo_without_a_warning() -> None:
+    code = """
+import subprocess, sys
+from pathlib import Path
+from dicomnode.demo import Node, leave_running
+process = subprocess.Popen(["sleep", "60"], stdout=subprocess.PIPE, text=True)
+leave_running(Node("NODE", 104, Path("node.toml"), process, ""))
+print(process.pid)
+"""
+    done = subprocess.run([sys.executable, "-W", "always", "-c", code], capture_output=True, text=True, check=True)
+    os.kill(int(done.stdout), signal.SIGKILL)  # it ran on
+    assert "ResourceWarning" not in done.stderr
 
 
 def test_without_the_data_kit_the_demo_simulates_a_head_with_the_core_alone(

@@ -71,7 +71,7 @@ def parse_package(requirement: str) -> str:
 
 def test_a_receive_only_host_gets_the_core_without_what_inference_needs() -> None:
     pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    inference = {"monai", "nibabel", "pyyaml", "safetensors", "scikit-image", "simpleitk", "torch"}
+    inference = {"einops", "monai", "nibabel", "pyyaml", "safetensors", "scikit-image", "simpleitk", "torch"}
     core = pyproject["project"]["dependencies"]
     assert inference < {parse_package(line) for line in core}
     assert pyproject["dependency-groups"]["receive-only"] == [

@@ -17,6 +17,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, sessionmaker
 
 from db import audit, deployments, jobs
+from db import engine as engines
 from db.models import Deployment, Event, Job, Output
 from db.states import DeploymentMode, InvalidTransition, JobState
 from dicomnode import cli, uids
@@ -216,6 +217,22 @@ def test_history_says_who_and_when_and_so_does_the_audit_trail(sessions: session
         assert audit.verify(session) is None
 
 
+def test_the_history_on_a_terminal_says_who_ended_a_version_and_why(
+    tmp_path: Path, now: datetime, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_config(tmp_path)
+    databases.prepare(load(path))
+    with engines.sessions(engines.connect(load(path).database_url)).begin() as session:
+        deploy(session, "1", now)
+        deployments.rollback(session, pipeline=PIPELINE, who="Grace", why="ring", now=now + timedelta(hours=1))
+    monkeypatch.setenv("COLUMNS", "80")
+    assert cli.main(["--config", str(path), "models", "history"]) == 0
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80
+    for word in ("Ada", "ended by", "rolled", "Grace:", "ring"):
+        assert word in shown
+
+
 def test_the_database_keeps_one_version_of_a_mode_in_force(engine: Engine, now: datetime) -> None:
     with sessionmaker(engine)() as session:
         for version in "12":
@@ -395,9 +412,11 @@ def test_a_result_of_a_share_far_from_the_current_version_is_held(
     measured = job.report.get("reference", {}).get(reference.PSNR_MEASURED)
     assert (measured is not None) == bool(deployed)
     held = (
-        f"{reference.PSNR_MEASURED} is {measured:.4g}, below the limit of 60" if state is JobState.HELD else "finished"
+        f"{reference.PSNR_MEASURED} is {measured:.4g} dB, below the limit of 60 dB: "
+        if state is JobState.HELD
+        else "finished"
     )
-    assert job.reason == held
+    assert job.reason.startswith(held)
 
 
 def test_the_worst_image_and_the_overlap_of_all_labels_are_compared() -> None:

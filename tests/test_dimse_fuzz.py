@@ -82,6 +82,30 @@ def _converse(port: int, messages: bytes) -> None:
             return
 
 
+_ABORTS = {
+    "a reserved reason": b"\0\0\2\3",
+    "an unknown source": b"\0\0\7\0",
+    "a byte more": b"\0\0\2\0\0",
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("what", _ABORTS)
+@pytest.mark.usefixtures("no_traceback")
+def test_an_abort_with_fields_that_mean_nothing_ends_the_association(start: Start, what: str) -> None:
+    receiver, body = start(), _ABORTS[what]
+    _converse(receiver.port, struct.pack(">BBL", 7, 0, len(body)) + body)
+    wait_for(lambda: not receiver.server.active_associations, "it has ended")
+
+
+@pytest.mark.usefixtures("no_traceback")
+def test_a_command_field_of_one_byte_aborts_the_association(start: Start) -> None:
+    receiver = start()
+    command = _encode_element(0x0002, MR + b"\0") + _encode_element(0x0100, b"\1") + _encode_element(0x0800, b"\1\1")
+    _converse(receiver.port, encode_p_data(1, (3, command)))
+    wait_for(lambda: not receiver.server.active_associations, "it has ended")
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # pydicom warns about UIDs and continues
 @pytest.mark.usefixtures("no_traceback")

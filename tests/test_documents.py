@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ast
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
 
+from dicomnode import config as configurations
 from dicomnode.cli import COMMANDS, main
 from docs.generators import command_line, configuration, http
 from model_zoo import registry
@@ -104,6 +106,13 @@ def test_the_command_line_page_has_every_command(capsys: pytest.CaptureFixture[s
     assert [option for option in own if option not in shown] == []
 
 
+def test_no_help_has_brackets_which_the_terminal_would_take_for_a_style() -> None:
+    page = command_line.make_page()
+    meanings = [line.split("|")[2] for line in page.splitlines() if line.startswith("| `")]
+    texts = [line for line in page.splitlines() if not line.startswith(("|", "    ", "#"))]
+    assert [text for text in meanings + texts if "[[" in text] == []
+
+
 def test_the_http_page_has_each_operation_once() -> None:
     operations = [(method, path) for method, path, _ in http.list_operations()]
     assert len(set(operations)) == len(operations)
@@ -145,3 +154,12 @@ def test_each_model_card_is_that_of_its_bundle_s_version() -> None:
     for facts in registry.list_bundles():
         first = (facts.path / "docs" / "README.md").read_text().partition("\n")[0]
         assert first == f"# {facts.name} {facts.version}"
+
+
+def test_the_settings_of_the_learning_page_load_as_they_stand(tmp_path: Path) -> None:
+    page = (DOCS / "learning.md").read_text()
+    block = page.split("## Switch it on\n")[1].split("\nThen see")[0]
+    path = tmp_path / "node.toml"
+    path.write_text(textwrap.dedent("".join(re.findall(r"^ {4}.*\n|^\n", block, re.MULTILINE))))
+    config = configurations.load(path)
+    assert [each.pipeline for each in config.learning] == [each.pipeline for each in config.routes]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from model_zoo.evaluation.lesion_baselines import grow_to_half_level, segment_by_seeds, segment_by_threshold
+from model_zoo.evaluation.lesion_baselines import segment_by_seeds, segment_by_threshold
+from model_zoo.lesion_decision import LesionCriteria
+from model_zoo.lesion_growth import grow_to_half_level
 from model_zoo.structures import number
 
 SHAPE = (40, 40, 40)
@@ -41,3 +43,17 @@ def test_specks_and_heads_without_white_matter_give_nothing() -> None:
     flair[20, 20, 20:22] = 3
     assert not segment_by_threshold(flair, WHITE).any()
     assert not segment_by_seeds(flair, np.zeros(SHAPE, np.uint8)).any()
+
+
+def test_a_selected_part_grows_over_its_rim_in_white_matter_only() -> None:
+    probability = np.where(DISTANCE <= 3, 0.95, 0.0).astype(np.float32)
+    structure = WHITE.copy()
+    structure[:, :, 23:] = number("putamen")
+    cut = LesionCriteria(growth_mm=0).select(probability, FLAIR, structure)
+    grown = LesionCriteria().select(probability, FLAIR, structure)
+    white = structure == WHITE
+    assert not cut.mask[DISTANCE > 3].any()
+    assert grown.mask[white & (DISTANCE < 4.6)].all()
+    assert not grown.mask[DISTANCE > 5.4].any()
+    assert not (grown.mask & ~cut.mask & ~white).any()
+    assert grown.lesions[0].volume_mm3 == grown.mask.sum() > cut.lesions[0].volume_mm3

@@ -97,10 +97,18 @@ def test_a_brain_stem_that_is_bright_as_a_whole_supports_no_lesion() -> None:
 
 
 def test_a_part_of_which_the_network_is_not_sure_is_told_but_no_lesion() -> None:
-    e = _estimate(_box(30, 30, 30))
+    e = _estimate(_box(1, 20, 20))
     found = lesions.find_lesions(replace(e, lesion=e.lesion * 0.8), Thresholds())
     assert (found.lesions, found.unsure, found.dropped) == ((), 1, 0)
     assert _values(lesions.measure_lesions(found, Thresholds()))["unsure parts"] == 1
+
+
+def test_a_bright_core_deep_in_white_matter_needs_less_probability() -> None:
+    e = _estimate(_box(30, 30, 30))
+    found = lesions.find_lesions(replace(e, lesion=e.lesion * 0.4), Thresholds())
+    assert [lesion.volume_mm3 for lesion in found.lesions] == [64]
+    assert found.lesions[0].probability == pytest.approx(0.36)
+    assert not lesions.find_lesions(replace(e, lesion=e.lesion * 0.2), Thresholds()).lesions
 
 
 def test_without_lesions_the_answer_is_none_and_a_valid_segmentation() -> None:

@@ -175,6 +175,31 @@ def test_a_named_input_is_not_used_for_two_subjects(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_refused_subject_ends_no_other_and_every_one_is_named(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    write_nifti(tmp_path / "in" / "sub-01_FLAIR.nii.gz", np.stack([flair(), flair()]), phantom_grid())
+    write_nifti(tmp_path / "in" / "sub-02_FLAIR.nii.gz", flair(), phantom_grid())
+    write_nifti(tmp_path / "in" / "sub-02_T1w.nii.gz", stored_phantom(), phantom_grid())
+    write_nifti(tmp_path / "in" / "sub-03_FLAIR.nii.gz", flair(), phantom_grid(), facts={"InversionTime": 0.5})
+    words = ("ms_lesions", tmp_path / "in", tmp_path / "out", "--modality", "MR")
+    assert run(config, *words) == 1
+    shown = capsys.readouterr()
+    assert "dicomnode: sub-01_FLAIR.nii.gz: " in shown.err
+    assert [path.name[:3] for path in (tmp_path / "out").iterdir()] == ["002"]
+    table = shown.out[shown.out.rindex("subject") :]
+    assert re.search(r"sub-01_FLAIR\.nii\.gz\s+REFUSED\s+.*one volume of 3 dimensions is needed", table)
+    assert re.search(r"sub-02_FLAIR\.nii\.gz\s+(accepted|HELD)", table)
+    assert re.search(r"sub-03_FLAIR\.nii\.gz\s+left out\s+no image of it fits", table)
+    assert run(config, *words, "--json") == 1
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["verdict"], row["file"]) for row in rows if row["subject"] == "sub-01_FLAIR.nii.gz"] == [
+        ("refuse", None)
+    ]
+    assert all(Path(row["file"]).is_file() for row in rows if row["subject"] == "sub-02_FLAIR.nii.gz")
+
+
 def test_the_page_is_one_file_with_pictures_numbers_and_the_mark(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

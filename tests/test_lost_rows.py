@@ -73,6 +73,7 @@ def test_lost_rows_are_noticed_and_their_files_adopted(tmp_path: Path, lose: Cal
     with node.sessions() as session:
         rows = session.scalars(select(Instance)).all()
     assert {(row.sender_ae_title, row.sender_address) for row in rows} == {("MR1", "adopted")}
+    assert all(row.committed_at for row in rows), "a commitment may be lost with the rows: retention keeps them"
     assert node.command("storage", "verify").returncode == 0
     assert node.command("audit", "verify").returncode == 0
 

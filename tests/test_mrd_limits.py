@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import h5py
+import numpy as np
 import pytest
 from ismrmrd import xsd
 
 from dicomnode import mrd
+from dicomnode.mrd.calibration import find_calibration_block
+from pipelines.contract import Refused
 from tests.mrd_files import Edit, acquire_scan, is_equal, make_smooth, read_refusal
 
 
@@ -34,6 +40,90 @@ def test_a_matrix_with_twice_the_columns_acquired_is_refused(tmp_path: Path) -> 
         space.matrixSize.x, space.fieldOfView_mm.x = 48, 72.0
 
     assert "matrixSize x is 48, but lines of 24 samples" in read_refusal(tmp_path, edit_header=double_columns)
+
+
+@pytest.mark.parametrize(("space", "axis"), [("encodedSpace", "y"), ("reconSpace", "x"), ("reconSpace", "y")])
+def test_a_matrix_that_the_samples_cannot_fill_is_refused(space: str, axis: str, tmp_path: Path) -> None:
+    """16 kB of samples announced as 65535 lines took 8 GB."""
+
+    def enlarge(header: Any) -> None:
+        setattr(getattr(header.encoding[0], space).matrixSize, axis, 65535)
+
+    reason = read_refusal(tmp_path, edit_header=enlarge)
+    assert f"{space} has matrix (" in reason
+    assert "65535" in reason
+    assert "but each coil has only 480 samples" in reason
+
+
+def test_slices_announced_without_end_are_refused_at_once(tmp_path: Path) -> None:
+    """A set of all announced slices took the whole memory."""
+
+    def announce(header: Any) -> None:
+        header.encoding[0].encodingLimits.slice.maximum = 10**11
+
+    tracemalloc.start()
+    reason = read_refusal(tmp_path, edit_header=announce)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert "no samples, or zeros only, of slice [1, 2, 3, 4, 5, 6, 7, 8]" in reason
+    assert peak < 10_000_000
+
+
+def replace_in_header(path: Path, old: bytes, new: bytes) -> None:
+    with h5py.File(path, "r+") as file:
+        xml = file["dataset"]["xml"]
+        assert old in xml[0]
+        xml[0] = xml[0].replace(old, new)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "element"),
+    [
+        (b"<trajectory>cartesian<", b"<trajectory>unknown<", "trajectory"),
+        (b"<TR>2000.0<", b"<TR>soon<", "TR"),
+        (b"<maximum>19<", b"<maximum>1e1<", "maximum"),
+        (b"<receiverChannels>2<", b"<receiverChannels>two<", "receiverChannels"),
+    ],
+)
+def test_text_in_place_of_a_value_is_refused_by_its_element(
+    old: bytes, new: bytes, element: str, tmp_path: Path
+) -> None:
+    """The parser of ismrmrd warns and keeps the text."""
+    acquire_scan(tmp_path)
+    replace_in_header(tmp_path / "a.h5", old, new)
+    with pytest.raises(Refused, match=f"{element} in the XML header holds no value that the ISMRMRD schema allows"):
+        mrd.read(tmp_path / "a.h5")
+
+
+def test_a_date_that_is_none_is_refused_when_the_file_is_wrapped(tmp_path: Path) -> None:
+    acquire_scan(tmp_path)
+    replace_in_header(tmp_path / "a.h5", b"<patientBirthdate>1970-01-31<", b"<patientBirthdate>soon<")
+    assert mrd.read(tmp_path / "a.h5").samples, "it changes no image"
+    with pytest.raises(Refused, match="PatientBirthDate is no date or time"):
+        mrd.wrap((tmp_path / "a.h5").read_bytes(), now=datetime(2026, 11, 20, tzinfo=UTC))
+
+
+def test_a_calibration_block_is_sought_among_what_was_sampled() -> None:
+    mask = np.zeros((1, 20_000, 16), bool)
+    mask[0, 9_990:10_014, 2:15] = True
+    samples = np.where(mask, 1, 0)[None].astype(np.complex64)
+    tracemalloc.start()
+    assert find_calibration_block(samples, mask) == ((9_990, 10_014), (2, 15))
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < 30e6
+
+
+@pytest.mark.parametrize("field", ["TR", "TE", "TI", "flipAngle_deg", "systemFieldStrength_T"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_fact_that_is_no_finite_number_is_refused_by_name(field: str, value: float, tmp_path: Path) -> None:
+    def change(header: Any) -> None:
+        if field == "systemFieldStrength_T":
+            header.acquisitionSystemInformation.systemFieldStrength_T = value
+        else:
+            setattr(header.sequenceParameters, field, [value])
+
+    assert read_refusal(tmp_path, edit_header=change) == f"k-space header: {field} is not a finite number"
 
 
 COUNTERS = ("average", "contrast", "phase", "repetition", "set", *(f"user_{n}" for n in range(8)))

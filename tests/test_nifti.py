@@ -125,6 +125,16 @@ def test_the_same_file_gives_the_same_series(tmp_path: Path) -> None:
     assert [each.read_bytes() for each in one] == [each.read_bytes() for each in other]
 
 
+def test_a_gzip_that_is_damaged_inside_is_refused(tmp_path: Path) -> None:
+    path = write_nifti(tmp_path / "a.nii.gz", make_values(), make_grid("LPS"))
+    content = bytearray(path.read_bytes())
+    content[40:60] = b"\xff" * 20
+    path.write_bytes(content)
+    assert not images.is_marked(path)
+    with pytest.raises(InputRefused, match=r"a\.nii\.gz: no NIfTI image can be read from it \(error\)"):
+        images.read(path)
+
+
 def spoil_header(path: Path, **fields: float) -> None:
     content = bytearray(gzip.decompress(path.read_bytes()))
     header = np.frombuffer(content, nibabel.Nifti1Header.template_dtype, count=1)

@@ -30,8 +30,7 @@ from dicomnode.notifications.notification import notify_due
 from tests.peers import Answering, free_port
 from tests.peers.hook import Hook
 from tests.peers.mailbox import Mailbox
-from tests.rows import add_job
-from tests.test_delivery import finish_job
+from tests.rows import add_job, finish_job
 
 Sessions = sessionmaker[Session]
 ALL = ["delivered", "held", "failed", "refused"]

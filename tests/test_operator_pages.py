@@ -142,13 +142,24 @@ def test_quarantined_files_are_decided_on_with_the_patient_in_sight(
     assert web.store([tmp_path / "changed.dcm"]).status_code == 409
     page = get(web, "/system")
     assert 'System <b class="count">1</b>' in page
-    assert "has the same SOP Instance UID and other content" in page
+    assert "has this SOP Instance UID with other content" in page
     assert NAME.split("^")[0] in page
     assert f'href="/studies/{study_uid("first")}"' in page
+    waits = '<a href="/system#quarantine">1 object of this study waits in quarantine</a>'
+    assert waits in get(web, f"/studies/{study_uid('first')}")
+    assert "<span>study 1</span>" in get(web, f"/studies/{study_uid('first')}")
+    assert web.get(f"/api/studies/{study_uid('first')}").json()["quarantined"] == 1
     form = {"reason": "the scanner sent it twice", "who": "MK"}
+    for missing in form:
+        unsigned = web.client.post(f"/quarantine/1/{decision}", data=form | {missing: " "})
+        assert unsigned.status_code == 400
+        assert "A decision needs your initials and a reason." in unsigned.text
+    assert web.quarantined()[0].state is QuarantineState.KEPT
     answer = web.client.post(f"/quarantine/1/{decision}", data=form)
     assert answer.headers["location"] == f"/system?done={state}-1"
     assert web.quarantined()[0].state is QuarantineState(state)
+    is_swapped = decision == "release"  # the instance that was there waits in its place
+    assert (waits in get(web, f"/studies/{study_uid('first')}")) == is_swapped
     with web.sessions() as session:
         event = session.query(Event).filter_by(subject="quarantine", event="moved").first()
         assert event is not None

@@ -23,7 +23,7 @@ from model_zoo.training.opponents import AdversarialConfiguration, Opponent, Opp
 from model_zoo.training.parallel import World
 from model_zoo.training.recipe import Recipe, make_simulated_sources
 
-RECIPES = ("synthetic-dir", "standard-dose-pet-semi")
+RECIPES = ("synthetic-dir", "standard-dose-pet-semi", "translation")
 MEANS = (("noise", 0), ("true", 3))
 
 

@@ -13,7 +13,9 @@ from db import engine as engines
 from db.models import Instance
 from dicomnode.cli import main
 from dicomnode.config import Peer, load
+from dicomnode.config.senders import SenderConfig
 from tests import databases
+from tests.certificates import run_receiver
 from tests.peers import Orthanc, StoreScp, free_port, write_config, write_instance
 
 
@@ -45,6 +47,26 @@ def test_send_to_an_address_needs_no_configuration(tmp_path: Path, storescp: Sto
     address = f"127.0.0.1:{storescp.peer.port}:STORESCP"
     assert run(tmp_path / "none.toml", "send", str(tmp_path / "a.dcm"), "--to", address) == 0
     assert len(storescp.files()) == 1
+
+
+def test_send_calls_with_the_ae_title_of_a_listed_sender(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_instance(tmp_path / "a.dcm")
+    with run_receiver(tmp_path, senders=(SenderConfig(ae_title="MR1"),)) as receiver:
+        words = ["send", str(tmp_path / "a.dcm"), "--to", f"127.0.0.1:{receiver.port}:DICOMNODE"]
+        assert run(tmp_path / "none.toml", *words) == 1
+        assert "Calling AE title not recognised" in capsys.readouterr().err
+        assert run(tmp_path / "none.toml", *words, "--from", "MR1") == 0
+        assert len([file for file in receiver.files() if file.suffix == ".dcm"]) == 1
+
+
+@pytest.mark.parametrize("title", ["SEVENTEEN_LETTERS", "A\\B", " "])
+def test_send_calls_with_no_title_that_dicom_forbids(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], title: str
+) -> None:
+    write_instance(tmp_path / "a.dcm")
+    words = ["send", str(tmp_path / "a.dcm"), "--to", "127.0.0.1:1:NODE", "--from", title]
+    assert run(tmp_path / "none.toml", *words) == 2
+    assert "1 to 16 printable ASCII" in capsys.readouterr().err
 
 
 def test_send_fails_when_one_file_did_and_says_which(

@@ -11,7 +11,7 @@ import pytest
 from pydicom.dataset import Dataset
 
 from dicomnode.errors import InputRefused
-from dicomnode.reading import pet, volumes
+from dicomnode.reading import volumes
 from pipelines.contract import Grid
 from tests.pet_series import DOSE_BQ, FACTOR, HALF_LIFE_S, write_pet
 
@@ -26,7 +26,7 @@ def _read(tmp_path: Path, edit: Edit) -> volumes.Series:
     return volumes.read(write_pet(tmp_path / "pet", GRID, BQ_ML, edit=edit))
 
 
-def _put(ds: Dataset, values: dict[str, Any]) -> None:
+def _set_values(ds: Dataset, values: dict[str, Any]) -> None:
     """Set attributes, or delete those of None; attributes of the tracer go into its item."""
     for keyword, value in values.items():
         of_the_tracer = keyword.startswith("Radio") and keyword != "RadiopharmaceuticalInformationSequence"
@@ -38,12 +38,12 @@ def _put(ds: Dataset, values: dict[str, Any]) -> None:
 
 
 def _set(**values: Any) -> Edit:
-    return lambda _, ds: _put(ds, values)
+    return lambda _, ds: _set_values(ds, values)
 
 
 def _set_one(**values: Any) -> Edit:
     """Return an edit that sets attributes on one of the four slices."""
-    return lambda k, ds: _put(ds, values if k == 2 else {})
+    return lambda k, ds: _set_values(ds, values if k == 2 else {})
 
 
 def _set_philips(*slices: int, suv: float = 2 * FACTOR, bq_ml: float = 2.0) -> Edit:
@@ -222,7 +222,15 @@ def test_two_weights_are_refused_and_one_that_some_slices_lack_gives_a_reason(tm
     assert found["suv_unknown_because"] == "the slices differ in Patient's Weight (0010,1030)"
 
 
-@pytest.mark.parametrize(("term", "code"), pet.UCUM.items())
+CID_84 = {
+    "CNTS": "{counts}", "NONE": "1", "CM2": "cm2", "PCNT": "%", "CPS": "{counts}/s", "BQML": "Bq/ml",
+    "MGMINML": "mg/min/ml", "UMOLMINML": "umol/min/ml", "MLMING": "ml/min/g", "MLG": "ml/g", "1CM": "/cm",
+    "UMOLML": "umol/ml", "PROPCNTS": "{propcounts}", "PROPCPS": "{propcounts}/s", "MLMINML": "ml/min/ml",
+    "MLML": "ml/ml", "GML": "g/ml", "STDDEV": "{standard deviations}", "CM2ML": "cm2/ml",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("term", "code"), CID_84.items())
 def test_every_unit_of_the_standard_has_its_ucum_code(term: str, code: str, tmp_path: Path) -> None:
     series = _read(tmp_path, _set(Units=term))
     assert (series.volume.unit, series.facts["units"]) == (code, term)

@@ -90,7 +90,7 @@ def test_the_archive_gets_both_tracers_with_their_maps_in_the_study(delivered: D
 
 
 def test_other_software_reads_them_where_the_t1w_is(delivered: Delivered) -> None:
-    """SimpleITK finds the same voxels as in the T1w, and activity where the head is."""
+    """SimpleITK finds the same voxels as in the T1w, and activity where the head is, in thousandths of SUVR."""
     grid = delivered.volume.grid
     bright = delivered.volume.data > np.quantile(delivered.volume.data, 0.8)
     for path, _ in delivered.of(IMAGE, "relative")[::2]:
@@ -99,7 +99,7 @@ def test_other_software_reads_them_where_the_t1w_is(delivered: Delivered) -> Non
         places = [image.TransformContinuousIndexToPhysicalPoint(at) for at in ((0.0, 0.0, 0.0), (5.0, 7.0, 3.0))]
         indices = [np.linalg.solve(grid.affine_mm, [*place, 1])[:3] for place in places]
         assert np.allclose(indices, np.round(indices), atol=1e-3)
-        data = SimpleITK.GetArrayFromImage(image)
+        data = SimpleITK.GetArrayFromImage(image) / 1000
         if indices[1][2] < indices[0][2]:
             data = data[::-1]
         assert data.shape == grid.shape

@@ -192,6 +192,24 @@ REASONS: dict[str, tuple[Edit, str]] = {
     "decay correction to another moment": (
         _set(DecayCorrectionDateTime="20260101120000"), r"\(0018,9701\) is not the start of the scan"
     ),
+    "decay correction to no moment": (
+        _set(DecayCorrectionDateTime="2026"), r"\(0018,9701\) is not the start of the scan"
+    ),
+    "an impossible Series Time": (_set(SeriesTime="256000"), r"Series Time \(0008,0031\) is stated, but is no date"),
+    "two Series Times": (_set(SeriesTime=["130000", "133000"]), r"Series Time \(0008,0031\) is stated, but is no date"),
+    "a Series Date with dots": (_set(SeriesDate="2026.01.01"), r"Series Date \(0008,0021\) or .* is no date"),
+    "a year that stands for none": (
+        _set(**{TM: "233000", "SeriesDate": "00010101", "AcquisitionDate": "00010101"}), "not stated for every slice"
+    ),
+    "the last day of all, in its zone": (
+        _set(**{DT: "99991231233000-0500", TM: None, "TimezoneOffsetFromUTC": "+0100"}), "no date with a time of day"
+    ),
+    "a reference time of an age, late series": (
+        _set(FrameReferenceTime="1e20", **LATE), r"Frame Reference Time \(0054,1300\) do not lead to one start"
+    ),
+    "no decay correction, a frame of an age": (
+        _set(ActualFrameDuration="1e300", **NOT_CORRECTED), "give no single one"
+    ),
     "no decay correction, several beds": (
         _set_beds({}, {"AcquisitionTime": "131000"}, {"AcquisitionTime": "131000"}, **NOT_CORRECTED),
         "give no single one",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -84,24 +85,38 @@ def test_the_page_fits_a_terminal_of_80_columns(
     assert any(line.split()[:2] == ["kspace", "k-space"] for line in lines)
 
 
+def test_a_limit_above_and_one_below_are_one_row(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["pipelines", "show", "synthetic_dir"]) == 0
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if line.strip().startswith("cortex on DIR")]
+    assert row.split()[3:] == ["above", "1.5", "or", "below", "0.5", "hold"]
+
+
+def test_the_list_imports_no_pipeline_and_says_what_the_pipelines_say() -> None:
+    loaded = {name: pipelines.load(name) for name in pipelines.MODULES}
+    assert {name: each.title for name, each in loaded.items()} == dict(pipelines.TITLES)
+    assert {name: pipelines.format_inputs(each) for name, each in loaded.items()} == dict(pipelines.INPUTS)
+    code = "import sys; from dicomnode import cli; cli.main(['pipelines', 'list']); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
+    assert "synthetic_dir@" in done.stdout
+
+
 def test_an_unknown_name_is_refused_with_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["pipelines", "show", "nonsense"]) == 1
     assert "there are: anatomy" in capsys.readouterr().err
 
 
 def test_a_pipeline_whose_bundle_is_not_installed_is_listed_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
-    resolve = pipeline_names.resolve_pipeline
+    def refuse(name: str, config: Config, model: str = "") -> Pipeline:
+        raise ConfigError(f"the module of {name} cannot be imported")
 
-    def resolve_other(name: str, config: Config, model: str = "") -> Pipeline:
-        if name == "ms_lesions":
-            raise ConfigError("its module cannot be imported")
-        found = resolve(name, config, model)
-        return replace(found, bundle="nowhere") if name == "anatomy" else found
-
-    monkeypatch.setattr(pipeline_names, "resolve_pipeline", resolve_other)
+    names = pipeline_names.list_pipelines(Config())
+    monkeypatch.setattr(pipelines, "BUNDLES", {**pipelines.BUNDLES, "anatomy": "nowhere"})
+    monkeypatch.setattr(pipeline_names, "list_pipelines", lambda config: [*names, "own"])
+    monkeypatch.setattr(pipeline_names, "resolve_pipeline", refuse)
     rows = {row["name"]: row for row in pipeline_facts.list_facts(Config())}
     assert rows["anatomy"]["model"] == "nowhere: not installed"
-    assert "cannot be imported" in rows["ms_lesions"]["title"]
+    assert "cannot be imported" in rows["own"]["title"]
     assert rows["mri_reconstruction"]["model"].startswith("mri_prior@")
 
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from dicomnode.execution import reference
 from model_zoo import registry, training
 from pipelines import quality
 from pipelines.contract import Case, Grid, Measurement, Refused, Volume
+from pipelines.measurement_meanings import MEANINGS, find_meaning
 from pipelines.quality import Outcome, OutputLimits
+
+ROOT = Path(__file__).parent.parent
 
 FLAIR = {"modality": "MR", "ti_ms": 2100.0, "te_ms": 120.0, "image_type": ("ORIGINAL", "PRIMARY")}
 
@@ -105,6 +111,53 @@ def test_the_gate_accepts_holds_or_refuses(value: float, outcome: Outcome) -> No
 def test_a_value_may_be_too_small() -> None:
     verdict = quality.judge_result([Measurement("coverage", 0.2, "1")], OutputLimits(hold_below={"coverage": 0.9}))
     assert verdict.reasons == ("coverage is 0.2, below the limit of 0.9",)
+
+
+def test_a_reason_states_value_limit_and_unit_and_says_what_to_look_at() -> None:
+    limits = OutputLimits(hold_above={"volume bright without support": 2.0, "chi-square": 4.0, "ventricle share": 5.0})
+    measured = [
+        Measurement("volume bright without support", 6.8341, "ml"),
+        Measurement("chi-square", 5.0, "1"),
+        Measurement("ventricle share", 7.0, "%", "Lateral ventricles in the intracranial volume"),
+    ]
+    spots, fit, own = quality.judge_result(measured, limits).reasons
+    assert spots.startswith("volume bright without support is 6.834 ml, above the limit of 2 ml: the volume that is")
+    assert "Look at these places on the DIR beside the FLAIR" in spots
+    assert fit.startswith("chi-square is 5 times the noise variance, above the limit of 4 times the noise variance: ")
+    assert own == "ventricle share is 7 %, above the limit of 5 %: Lateral ventricles in the intracranial volume"
+
+
+def list_measurement_names(path: Path) -> list[str]:
+    """Return the names of a module's measurements of the whole result; ``*`` for what a name takes from a variable."""
+    calls = [
+        node
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Measurement"
+    ]
+    whole = [each for each in calls if len(each.args) < 5 and not any(key.arg == "group" for key in each.keywords)]
+    return ["".join(part_of_name(part) for part in parts_of_name(each.args[0])) for each in whole]
+
+
+def parts_of_name(name: ast.expr) -> list[ast.expr]:
+    return name.values if isinstance(name, ast.JoinedStr) else [name]
+
+
+def part_of_name(part: ast.expr) -> str:
+    return str(part.value) if isinstance(part, ast.Constant) else "*"
+
+
+def test_every_measurement_that_can_hold_a_result_has_its_words() -> None:
+    modules = sorted((ROOT / "pipelines").glob("*.py"))
+    made = {name for path in modules for name in list_measurement_names(path)}
+    assert len(made) > 60
+    limited = set(reference.HOLD_BELOW)
+    for facts in registry.list_bundles():
+        limits = quality.read_output_limits(facts.metadata)
+        limited |= {name for key in OutputLimits.model_fields for name in getattr(limits, key)}
+    assert made - set(MEANINGS) == set()
+    assert {name for name in limited if find_meaning(name) is None} == set()
+    unused = set(MEANINGS) - made - set(reference.HOLD_BELOW)
+    assert unused == set(), "words of measurements that nothing makes"
 
 
 def test_a_limit_speaks_of_the_whole_result_not_of_one_region() -> None:

@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 from pydicom import dcmread
+from pydicom.config import IGNORE
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate, encapsulate_extended, generate_frames
+from pydicom.tag import Tag
 from pydicom.uid import (
     JPEG2000,
     UID,
@@ -27,8 +30,19 @@ from pydicom.uid import (
 from dicomnode.datasets import lossy
 from dicomnode.errors import InputRefused
 from dicomnode.reading import frames, volumes
+from dicomnode.reading.stored_values import decode_frame
 from tests import pixel_files
-from tests.pixel_files import SHAPE, compress, make_item, make_values, reencode, set_attributes, write_as, write_series
+from tests.pixel_files import (
+    SHAPE,
+    compress,
+    make_item,
+    make_values,
+    reencode,
+    set_attributes,
+    set_private,
+    write_as,
+    write_series,
+)  # fmt: skip
 from tests.series import write_enhanced
 
 NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian)
@@ -269,7 +283,13 @@ def test_floating_point_pixels(keyword: str, bits: int, tmp_path: Path) -> None:
     ds.PixelData = make_values()[0].tobytes()
     ds["PixelData"].VR = "OW"
     ds.save_as(paths[0], enforce_file_format=True)
-    with pytest.raises(InputRefused, match="damaged"):
+    with pytest.raises(InputRefused, match=r"damaged.* more than one of Pixel Data, Float Pixel Data"):
+        _read(paths)
+    del ds[keyword]
+    ds.BitsStored, ds.HighBit, ds.PixelRepresentation, ds.BitsAllocated = 16, 15, 0, 16
+    setattr(ds, keyword, b"")
+    ds.save_as(paths[0], enforce_file_format=True)
+    with pytest.raises(InputRefused, match="more than one of Pixel Data, Float Pixel Data"):
         _read(paths)
 
 
@@ -326,6 +346,51 @@ def _write_with_bytes(folder: Path, tag: int, vr: bytes, nested: bool) -> list[P
         assert path.read_bytes().count(b"LO\4\0Q7Q7") == 1
         path.write_bytes(path.read_bytes().replace(b"LO\4\0Q7Q7", vr + b"\4\0Q7Q7"))
     return paths
+
+
+def _write_with_value(folder: Path, tag: int, value: bytes) -> list[Path]:
+    """Write files in implicit VR with an element of this value, whatever its VR allows."""
+    paths = write_series(folder, make_values())
+    for path in paths:
+        ds = dcmread(path)
+        ds.add(DataElement(tag, "OB", value, validation_mode=IGNORE))
+        write_as(ds, path, ImplicitVRLittleEndian)
+    return paths
+
+
+@pytest.mark.parametrize(
+    ("tag", "value"), [(0x00200012, b"inf "), (0x00280034, b"1\\inf "), (0x00283006, b"\1\0")],
+    ids=["an infinite whole number", "one of two", "a table without its descriptor"],
+)  # fmt: skip
+def test_a_value_that_its_vr_cannot_hold_is_refused_by_its_tag(tag: int, value: bytes, tmp_path: Path) -> None:
+    with pytest.raises(InputRefused, match=rf"its element \({tag >> 16:04x},{tag & 0xFFFF:04x}\) cannot be decoded"):
+        _read(_write_with_value(tmp_path, tag, value))
+
+
+def test_an_infinite_whole_number_of_a_private_element_is_not_read(tmp_path: Path) -> None:
+    paths = write_series(tmp_path, make_values(), set_private(0x0019, "ACME", 0x01, "LO", "inf "))
+    for path in paths:
+        path.write_bytes(path.read_bytes().replace(b"LO\4\0inf ", b"IS\4\0inf "))
+    assert np.array_equal(_read(paths), make_values())
+
+
+SINGLE = {
+    **dict.fromkeys(("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored", "HighBit",
+                     "PixelRepresentation", "InConcatenationNumber"), b"\x10\0\x08\0"),
+    **dict.fromkeys(("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"), b"1.2\\1.34"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("keyword", SINGLE)
+def test_two_values_where_an_instance_has_one_are_refused_by_name(keyword: str, tmp_path: Path) -> None:
+    tag = Tag(keyword)
+    paths = _write_with_value(tmp_path, tag, SINGLE[keyword])
+    named = rf"instance \d: .* \({tag.group:04X},{tag.element:04X}\) has 2 values, where an instance has one"
+    with pytest.raises(InputRefused, match=named):
+        _read(paths)
+    if tag.group == 0x0028:
+        with pytest.raises(InputRefused, match=named):
+            decode_frame(paths[0], 0)
 
 
 @pytest.mark.parametrize("nested", [False, True], ids=["at the top", "in a sequence"])

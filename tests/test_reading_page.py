@@ -81,7 +81,7 @@ def test_a_mask_is_shown_at_its_own_slice_only(web: Web) -> None:
     for at, is_coloured in ((SLICE_OF_LESION_2, True), (1, False)):
         answer = web.get(f"/jobs/{job}/pictures/{uid}?at={at}")
         pixels = np.asarray(Image.open(io.BytesIO(answer.content)).convert("RGB"), int)
-        spread = np.ptp(pixels, axis=2).max()
+        spread = np.ptp(pixels[len(pixels) // 6 :], axis=2).max()  # below the mark SYNTHETIC
         assert (spread > 60) == is_coloured, "another slice's lesions are not painted on this one"
 
 
@@ -98,7 +98,7 @@ def test_the_earlier_examination_is_shown_where_the_registration_puts_it(web: We
     nearest = pictures.find_nearest_plane(planes, moved)
     assert nearest is not None
     assert planes.index(nearest) == 6
-    expected = pictures.draw_frame(nearest.path, nearest.index, 384)
+    expected = pictures.draw_frame(nearest, 384)
     assert web.get(f"/jobs/{job}/pictures/{prior}?at=4").content == expected
 
 
@@ -258,6 +258,7 @@ def test_a_decision_on_a_held_result_ends_the_wait(web: Web, verdict: str, state
     assert "Held by the output gate" in text
     assert words in text
     assert "Passed the output gate" not in text
+    assert f'/reading?job={job}">Read the result' in web.get(f"/jobs/{job}").text
     again = decide(web, job, "accepted", reason="again")
     assert again.status_code == (200 if state is JobState.DONE else 409)
 
@@ -266,10 +267,21 @@ def test_a_decision_on_a_held_result_ends_the_wait(web: Web, verdict: str, state
 def test_a_rejection_after_a_release_elsewhere_is_noted(web: Web) -> None:
     """The page was loaded while the result was held; it was released before the rejection came."""
     job = make_reading(web, is_held=True)
-    web.client.post(f"/jobs/{job}/release", data={"reason": "plausible"})
+    web.client.post(f"/jobs/{job}/release", data={"reason": "plausible", "who": "MK"})
     decide(web, job, "rejected")
     assert web.rows(Job)[0].state is JobState.DONE
     assert len(list_notes(web)) == 1
+
+
+def test_a_study_with_trials_only_says_where_they_are_read(web: Web) -> None:
+    job = make_reading(web, with_prior=False)
+    with web.sessions.begin() as session:
+        session.get_one(Job, job).route = "trial:synthetic_dir"
+    answer = web.get(study_page())
+    assert answer.status_code == 404
+    assert "The result of a trial is read from the page of its job." in answer.text
+    assert f'/reading?job={job}">Read the result' in web.get(f"/jobs/{job}").text
+    assert "<b>Trial</b>" in web.get(f"{study_page()}?job={job}").text
 
 
 def test_a_decision_needs_initials_and_a_reason(web: Web) -> None:

@@ -105,6 +105,14 @@ def test_numbers_may_differ_by_their_rounding_and_be_left_out(tmp_path: Path) ->
     assert (facts["tr_ms"], facts["body_part"]) == (2300, "BRAIN")
 
 
+def test_a_thickness_of_one_slice_that_is_no_number_differs_from_the_others(tmp_path: Path) -> None:
+    paths = write_series(tmp_path, make_values())
+    content = paths[0].read_bytes()
+    assert content.count(b"DS\4\x003.5 ") == 1
+    paths[0].write_bytes(content.replace(b"DS\4\x003.5 ", b"DS\4\x003,5 "))
+    check_refused(paths, r"Slice Thickness \(0018,0050\) differs among the slices \(3,5, 3.5\); a volume has one")
+
+
 @pytest.mark.parametrize("keyword", ["ScanningSequence", "SequenceVariant"])
 def test_words_may_stand_in_any_order(keyword: str, tmp_path: Path) -> None:
     paths = write_series(
@@ -338,6 +346,11 @@ COMPONENTS: dict[str, tuple[Edit, str]] = {
     "GE's private element": (set_private(0x0043, "GEMS_PARM_01", 0x2F, "SS", 1), "PHASE"),
     "GE's imaginary part": (set_private(0x0043, "GEMS_PARM_01", 0x2F, "SS", 3), "IMAGINARY"),
     "Siemens' word": (set_attributes(ImageType=["ORIGINAL", "PRIMARY", "P", "ND"]), "P"),
+    "the word for the real part": (set_attributes(ImageType=["ORIGINAL", "PRIMARY", "R"]), "R"),
+    "the whole word for it": (set_attributes(ImageType=["ORIGINAL", "PRIMARY", "REAL"]), "REAL"),
+    "the word for the imaginary part": (set_attributes(ImageType=["ORIGINAL", "PRIMARY", "I"]), "I"),
+    "the whole word for that": (set_attributes(ImageType=["ORIGINAL", "PRIMARY", "IMAGINARY"]), "IMAGINARY"),
+    "the word for the phase": (set_attributes(ImageType=["ORIGINAL", "PRIMARY", "PHASE"]), "PHASE"),
     "Philips' word": (set_attributes(ImageType=["ORIGINAL", "PRIMARY", "PHASE MAP", "P", "FFE"]), "PHASE MAP"),
 }
 

@@ -13,7 +13,7 @@ from tests.peers import write_config
 from tests.peers.process import Program
 
 _ROOT = Path(__file__).parents[1]
-_WITHOUT = ("monai", "nibabel", "safetensors", "skimage", "SimpleITK", "torch", "yaml")
+_WITHOUT = ("einops", "monai", "nibabel", "safetensors", "skimage", "SimpleITK", "torch", "yaml")
 _HOOK = f"""
 import sys
 

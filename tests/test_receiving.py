@@ -155,12 +155,13 @@ def test_the_same_instance_again_is_a_success_without_a_second_row(
 
 
 def test_other_content_under_the_same_uid_is_quarantined_and_refused(
-    receiver: Receiver, an_instance: Encoded, tmp_path: Path
+    receiver: Receiver, an_instance: Encoded, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     other = an_instance.with_changes(data_set=an_instance.data_set[:-2] + b"xx")
-    first, second, again = store_all(receiver.port, [an_instance, other, other], tmp_path / "out")
+    first, second, again = store_all(receiver.port, [an_instance, other, other], tmp_path / "out", ae_title="MR7")
+    assert "an instance from 127.0.0.1 (MR7) was refused: study 1 has" in caplog.text
     assert (first.Status, second.Status, again.Status) == (0, CONFLICT, CONFLICT)
-    assert "other content" in second.ErrorComment
+    assert "study 1 has this SOP Instance UID with other content" in second.ErrorComment
     (row,), (quarantined,) = receiver.rows(), receiver.rows(Quarantine)
     assert receiver.data_set(row) == an_instance.data_set
     assert read_encoded(receiver.config.spool_dir / quarantined.relative_path).data_set == other.data_set

@@ -264,13 +264,15 @@ def test_held_results_wait_with_their_report_and_it_says_why(tmp_path: Path, now
         (path,) = [running.config.spool_dir / each.relative_path for each in job.outputs if each.kind == "report"]
         assert session.query(Delivery).count() == 0
     assert job.state is JobState.HELD
-    assert job.report["reasons"] == [*_other_reasons(job), f"{_chi_square_reason(job)}, above the limit of 1e-09"]
+    *others, reason = job.report["reasons"]
+    assert others == _other_reasons(job)
+    assert reason.startswith(f"{_chi_square_reason(job)}, above the limit of 1e-09 times the noise variance: ")
     assert _read_comments("Held for a person's decision", path) == job.report["reasons"]
 
 
 def _chi_square_reason(job: Job) -> str:
     (value,) = [each["value"] for each in job.report["measurements"] if each["name"] == "chi-square"]
-    return f"chi-square is {value:.4g}"
+    return f"chi-square is {value:.4g} times the noise variance"
 
 
 def _other_reasons(job: Job) -> list[str]:

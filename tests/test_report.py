@@ -153,7 +153,7 @@ def test_every_plane_is_seen_as_radiologists_see_it(orientation: str) -> None:
     weight = np.ones(volume.grid.shape, np.float32)
     identified = {plane.name: plane for plane in planes.choose_planes(volume.grid, weight, 3)}
     assert {name: "".join(plane.letters) for name, plane in identified.items()} == {
-        "axial": "RLAP", "coronal": "RLSI", "sagittal": "APSI"}  # fmt: skip
+        "axial": "RLAP", "coronal": "RLHF", "sagittal": "APHF"}  # fmt: skip
     brighter = {"axial": (1, -1), "coronal": (1, -1), "sagittal": (-1, -1)}  # to the right, downwards
     for name, plane in identified.items():
         pixels = planes.sample_on_plane(volume.data, volume.grid, plane)

@@ -186,10 +186,10 @@ def test_a_patient_id_that_breaks_its_rules_is_refused_by_name(value: bytes, tmp
         inherit([_read_header_with("PatientID", value, tmp_path)])
 
 
-@pytest.mark.parametrize("keyword", ["SOPInstanceUID", "SeriesInstanceUID"])
+@pytest.mark.parametrize("keyword", ["SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID"])
 def test_an_input_that_nothing_can_refer_to_is_refused(keyword: str, tmp_path: Path) -> None:
     for value in (b"", b"1.2.x "):
-        with pytest.raises(InputRefused, match=r"UID \((0008,0018|0020,000E)\)"):
+        with pytest.raises(InputRefused, match=r"UID \((0008,0016|0008,0018|0020,000E)\)"):
             inherit([_read_header_with(keyword, value, tmp_path)])
 
 

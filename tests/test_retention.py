@@ -12,12 +12,13 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 
-from db import audit, catalogue, deliveries, jobs, retention, studies
+from db import audit, catalogue, commitments, deliveries, jobs, retention, studies
 from db.catalogue import Query
 from db.jobs import OutputFile
 from db.models import Event, Instance, Job, Output, Series, Study
 from db.states import JobState, StudyState
 from db.studies import Arrival, InstanceFacts, Sender
+from dicomnode import checks
 from dicomnode.config import Config
 from dicomnode.config.node import NodeConfig
 from dicomnode.errors import NotAllowed
@@ -73,14 +74,14 @@ class NodeState:
             return row
 
     def add_job(
-        self, study: Study, *contents: str, to: Sequence[str] = ("pacs",), held: str = "", **changes: Any
+        self, study: Study, *contents: str, to: Sequence[str] = ("pacs",), held: str = "", route: str = "flair"
     ) -> int:
         """Add a finished job on all instances of the study; return its number."""
         with self.sessions.begin() as session:
             ids = list(session.scalars(select(Instance.id).join(Instance.series).where(_is_of_study(study))))
             job = jobs.enqueue(
-                session, study_id=study.id, revision=study.revision, route="flair", pipeline="nothing", options={},
-                inputs={"match": ids}, destinations=list(to), now=self.now, **changes,
+                session, study_id=study.id, revision=study.revision, route=route, pipeline="nothing", options={},
+                inputs={"match": ids}, destinations=list(to), now=self.now,
             )  # fmt: skip
             assert job is not None
             claimed = jobs.claim(session, worker="w", lease_s=60, now=self.now)
@@ -196,6 +197,17 @@ def test_a_route_keeps_its_own_longer(node: NodeState) -> None:
     assert node.count_files() == 2
     node.pass_days(11, config)
     assert (node.count_files(), node.count_found("STUDY")) == (1, 1)
+
+
+def test_results_without_a_destination_go_only_where_their_route_says_when(node: NodeState) -> None:
+    node.add_job(node.add_study(), to=())
+    config = node.make_config(ROUTE | {"keep_results_days": 40}, sources_days=20, results_days=1)
+    node.pass_days(30, node.make_config(sources_days=1, results_days=1))
+    assert node.count_files() == 2, "nobody else has them"
+    node.pass_days(1, config)
+    assert node.count_files() == 1, "the sources' time has come"
+    node.pass_days(10, config)
+    assert node.count_files() == 0
 
 
 @pytest.mark.slow
@@ -315,3 +327,69 @@ def test_a_study_that_is_arriving_again_is_not_touched(node: NodeState) -> None:
     with node.sessions() as session:
         assert session.scalars(select(Output)).one().expired_at is None
         assert session.scalars(select(Job)).one().state is JobState.DONE
+
+
+def test_a_trial_keeps_no_study_and_its_results_go_after_its_end(node: NodeState) -> None:
+    study = node.add_study()
+    node.add_job(study)
+    node.deliver()
+    node.now += 5 * DAY
+    node.add_job(study, "tried", to=(), route="trial:nothing:0b2a7f31")
+    node.pass_days(6)
+    assert node.count_files() == 3, "the sources stay for as long as after a delivery"
+    node.pass_days(5)
+    assert node.count_files() == 2
+    node.pass_days(10)
+    assert (node.count_files(), node.count_found("STUDY")) == (0, 0)
+
+
+def test_a_study_with_a_trial_only_is_one_that_no_route_took(node: NodeState) -> None:
+    node.add_job(node.add_study(), to=(), route="trial:nothing:0b2a7f31")
+    node.pass_days(5, node.make_config(unrouted_days=2, sources_days=0))
+    assert node.count_files() == 1
+    node.pass_days(5, node.make_config(unrouted_days=2, results_days=3))
+    assert node.count_files() == 0
+
+
+def test_a_trial_that_waits_or_is_held_keeps_its_study(node: NodeState) -> None:
+    study = node.add_study()
+    node.add_job(study, to=(), route="trial:nothing:0b2a7f31", held="look")
+    node.pass_days(100)
+    assert node.count_files() == 2
+
+
+def commit(node: NodeState, study: Study) -> None:
+    """Commit the first instance of the study to a scanner."""
+    verdict = commitments.Verdict(CLASS, f"{study.study_uid}.1.1")
+    with node.sessions.begin() as session:
+        assert list(commitments.find_instances(session, [verdict.sop_instance_uid])) == [verdict.sop_instance_uid]
+        commitments.record(
+            session, transaction_uid="1.2.3", sender=Sender("MR1", "127.0.0.1"), verdicts=[verdict], now=node.now
+        )
+
+
+@pytest.mark.parametrize("routed", [True, False])
+def test_what_was_committed_to_a_scanner_stays(node: NodeState, routed: bool, caplog: pytest.LogCaptureFixture) -> None:
+    study = node.add_study()
+    if routed:
+        node.add_job(study)
+        node.deliver()
+    commit(node, study)
+    days = {"sources_days": 1, "unrouted_days": 1}
+    with caplog.at_level("INFO"):
+        node.pass_days(30, node.make_config(**days))
+    assert node.count_found("STUDY") == 1
+    assert node.count_files() == 1 + routed
+    assert [line for line in caplog.messages if "was committed to a sender" in line] == [
+        "retention: study 1 stays: it was committed to a sender, which may have deleted its own copy"
+    ]
+    node.pass_days(30, node.make_config(**days, delete_committed=True))
+    assert node.count_files() == routed
+
+
+@pytest.mark.parametrize(("delete_committed", "state"), [(False, "ok"), (True, "warning")])
+def test_the_check_says_what_becomes_of_committed_studies(node: NodeState, delete_committed: bool, state: str) -> None:
+    config = node.make_config(unrouted_days=7, delete_committed=delete_committed)
+    check = next(each for each in checks.run(config) if each.what == "commitment")
+    assert check.result == state
+    assert "unrouted_days = 7" in check.detail

@@ -38,9 +38,9 @@ def test_every_key_can_be_asked_for_and_finds_what_was_told(start: Start, tmp_pa
     contexts = [build_context(PATIENT_ROOT, ExplicitVRLittleEndian)]
     with association(here(receiver), contexts, calling_aet="ANYBODY", timeout_s=20, roles=[flags]) as assoc:
 
-        def find(keys: Dataset) -> list[Dataset]:
+        def find(keys: Dataset, pending: int = 0xFF00) -> list[Dataset]:
             *found, (last, _) = assoc.send_c_find(keys, PATIENT_ROOT)
-            assert (last.Status, {status.Status for status, _ in found} - {0xFF00}) == (0x0000, set())
+            assert (last.Status, {status.Status for status, _ in found} - {pending}) == (0x0000, set())
             return [answer for _, answer in found if answer is not None]
 
         for level in get_args(Level):
@@ -53,7 +53,10 @@ def test_every_key_can_be_asked_for_and_finds_what_was_told(start: Start, tmp_pa
                 assert len(matches) == {"PATIENT": 1, "STUDY": 1, "SERIES": 2, "IMAGE": 2}[level], keyword
                 for each in matches:
                     universal.add(each[keyword])
-                    assert each in find(universal), (level, keyword)
+                    is_matched = not catalogue.find_unmatched(
+                        {keyword: "" if each[keyword].VR == "SQ" else str(each[keyword].value)}
+                    )
+                    assert each in find(universal, 0xFF00 if is_matched else 0xFF01), (level, keyword)
 
 
 def test_findscu_finds_a_series_by_its_request_and_its_study(start: Start, tmp_path: Path) -> None:

@@ -150,6 +150,24 @@ def refused(full_database: sessionmaker[Session], query: Query) -> str:
     return ""
 
 
+@pytest.mark.parametrize(("value", "found"), [
+    ("101112", 1), ("101112.123456", 1), ("101112.1", 1), ("101112.123455", 0), ("101112.123456-101112.123456", 1),
+    ("-101112.123456", 1), ("101112.123457-", 0), ("081500.000000", 0),
+])  # fmt: skip
+def test_a_time_is_found_by_all_of_its_digits(value: str, found: int, tmp_path: Path) -> None:
+    engine = engines.connect(databases.copy_sqlite(tmp_path / "node.sqlite"))
+    with engines.sessions(engine).begin() as session:
+        said = {"StudyDate": "20260101", "StudyTime": "101112.123456"}
+        arrival = make_arrival("1.2.3", "1", 1, attributes=said)
+        facts = replace(arrival.facts, study_date=said["StudyDate"])
+        studies.register_instance(session, facts=facts, file=arrival.file, sender=arrival.sender, now=NOW)
+    for combined in ({}, {"StudyDate": "20260101"}):
+        with engines.readers(engine)() as session:
+            matches = catalogue.search(session, Query("STUDY", {"StudyTime": value} | combined, combined=True))
+        assert len(matches) == found
+    engine.dispose()
+
+
 @pytest.mark.parametrize(("step", "procedure", "found"), [
     ("STEP0", "PROC0", 2), ("STEP0", "PROC2", 0), ("STEP0", "PROC1", 0), ("STEP*", "", 5), ("STEP?", "PROC1", 3),
     ("", "PROC9", 0),

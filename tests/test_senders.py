@@ -227,6 +227,24 @@ def test_the_log_is_not_flooded(clock: Clock, caplog: pytest.LogCaptureFixture) 
     assert caplog.records[-1].message == "10.0.0.1: has too many connections (99 times more in the meantime)"
 
 
+def test_the_log_names_every_title_of_an_address(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    log = ThrottledLog(logging.getLogger("titles"), clock)
+    for title in ("MR1", "CT1", "MR1"):
+        log.write("10.0.0.1", "refused", ae_title=title)
+    assert [record.message for record in caplog.records] == ["10.0.0.1 (MR1): refused", "10.0.0.1 (CT1): refused"]
+
+
+def test_ever_new_titles_do_not_flood_the_log(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    log = ThrottledLog(logging.getLogger("titles"), clock)
+    for minute in range(2):
+        for number in range(500):
+            log.write("10.0.0.1", "refused", ae_title=f"AE{number}")
+        assert len(caplog.records) == 9 * (minute + 1)
+        clock.now += 61
+    log.write("10.0.0.2", "refused", ae_title="MR1")
+    assert caplog.records[-1].message == "10.0.0.2 (MR1): refused"
+
+
 def test_a_refusal_for_size_does_not_open_the_door_to_an_endless_object(tmp_path: Path, image: Encoded) -> None:
     """Data beyond the limit are read and dropped, so that the answer reaches the sender."""
     write_instance(tmp_path / "huge.dcm", frames_bytes=30_000_000)

@@ -117,3 +117,15 @@ def test_a_sweep_takes_what_a_killed_process_left_and_nothing_that_is_written(tm
         assert spool.sweep(tmp_path) == 1
         stored = writer.commit()
     assert _list_files(tmp_path) == [spool.path(tmp_path, stored)]
+
+
+def test_the_folder_of_a_killed_process_is_swept_and_that_of_a_living_one_stays(tmp_path: Path) -> None:
+    spool.prepare(tmp_path)
+    left = tmp_path / "incoming" / "0123.part"
+    left.mkdir()
+    (left / "head.nii").write_bytes(b"a")
+    with spool.open_folder(tmp_path) as folder:
+        (folder / "head.nii").write_bytes(b"b")
+        assert spool.sweep(tmp_path) == 1
+        assert list((tmp_path / "incoming").iterdir()) == [folder]
+    assert list((tmp_path / "incoming").iterdir()) == []

@@ -63,7 +63,7 @@ def test_the_shipped_sampler_is_too_sure_of_a_perfect_prior_and_held_out_data_co
     unmeasured = Fourier(p.A.maps, ~p.A.mask)
     _, sd = uncertainty.mean_and_sd(map(unmeasured, samples))
     measured_sd = float((sd.square().sum() / (2 * unmeasured.measured.sum())).sqrt())
-    assert 0.65 < measured_sd / PRIOR_SD < 0.85
+    assert 0.55 < measured_sd / PRIOR_SD < 0.75
     assert measured_sd * found.factor / uncertainty.BEYOND == pytest.approx(PRIOR_SD, rel=0.1)
 
 

@@ -27,14 +27,26 @@ ALLOWED = {
     states.DeliveryState: """
         waiting -> sending given_up
         sending -> delivered waiting given_up
-        delivered ->
+        delivered -> waiting
         given_up -> waiting
+    """,
+    states.ProofState: """
+        sent -> committed verified unproven
+        committed -> sent
+        verified -> committed sent
+        unproven -> committed sent
     """,
     states.NotificationState: """
         waiting -> sending given_up
         sending -> sent waiting
         sent ->
         given_up ->
+    """,
+    states.ReportState: """
+        waiting -> sending given_up
+        sending -> sent waiting
+        sent -> waiting
+        given_up -> waiting
     """,
     states.QuarantineState: """
         kept -> released discarded
@@ -47,8 +59,15 @@ ALLOWED = {
         arrived ->
         ended ->
     """,
+    states.LearningState: """
+        exporting -> training failed
+        training -> evaluated failed
+        evaluated ->
+        failed ->
+    """,
 }
 OTHER_VALUES = {
+    states.ProofStep: ["request", "report", "read_back", "none"],
     states.DeploymentMode: ["current", "shadow", "share"],
     states.RetrievalPurpose: ["prior", "series"],
 }

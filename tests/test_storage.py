@@ -137,11 +137,17 @@ def test_what_is_released_becomes_the_instance_and_the_other_waits_instead(
     (quarantined,), (before,) = web.quarantined(), web.rows()
     options = make_options(web, tmp_path)
     assert cli.main([*options, "quarantine", "list", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)[0]["sha256"] == quarantined.sha256
+    shown = json.loads(capsys.readouterr().out)[0]
+    assert shown["sha256"] == quarantined.sha256
+    assert shown["reason"] == "study 1 has this SOP Instance UID with other content"
     assert cli.main([*options, "quarantine", "release", "1"]) == 0
-    assert capsys.readouterr().out == f"quarantine 1 is released as instance {before.id}\n"
+    assert capsys.readouterr().out == "quarantine 1 is released into study 1\n"
     (after,) = web.rows()
     assert (after.id, after.sha256, after.expired_at) == (before.id, quarantined.sha256, None)
+    assert after.received_at == quarantined.received_at, "the first reception stands"
+    replaced = web.quarantined()[1]
+    assert replaced.received_at == before.received_at
+    assert replaced.reason == "it was in study 1 until quarantine 1 was released in its place"
     assert [(row.state, row.sha256) for row in web.quarantined()] == [
         ("released", quarantined.sha256),
         ("kept", before.sha256),
@@ -177,7 +183,7 @@ def test_a_uid_that_is_in_another_series_is_not_released(sessions: sessionmaker[
         number = studies.quarantine(
             session, file=StoredFile("b" * 64, 1, "bb/b.dcm"), reason="r", facts=facts, sender=SENDER, now=now
         )
-    with pytest.raises(InvalidTransition, match="in another series"), sessions.begin() as session:
+    with pytest.raises(InvalidTransition, match="an instance of another series"), sessions.begin() as session:
         quarantine.release(session, session.get_one(Quarantine, number), facts, reason="r", now=now)
     with sessions() as session:
         assert session.get_one(Quarantine, number).state is QuarantineState.KEPT

@@ -82,8 +82,8 @@ def test_an_implausible_change_is_remarked(values: dict[str, float], remark: str
         (
             "mri_reconstruction",
             {"acceleration": 4.02, "chi-square": 1.01, "chi-square, worst slice": 1.3},
-            "Reconstructed from 1 of 4.02 samples; measured samples are met to 1.01 times their noise variance, 1.3 in "
-            "the worst slice.",
+            "MR image reconstructed at acceleration 4.02: 24.9 % of k-space measured; misfit to the measured data 1.01 "
+            "times their noise, 1.3 in the worst slice (about 1 is expected).",
         ),
         (
             "pet_synthesis",

@@ -122,6 +122,22 @@ def test_the_first_guess_is_right_where_dir_is_a_polynomial_of_the_images_whatev
     assert float(sd.compute_first_guess(truth, truth, torch.zeros(shape, dtype=torch.uint8)).abs().max()) == 0.0
 
 
+def test_cortex_brightened_by_magnetisation_transfer_comes_back_and_other_flairs_stay() -> None:
+    structure = torch.full((20, 20, 20), number("cerebral white matter"), dtype=torch.uint8)
+    structure[10:] = number("frontal cortex")
+    cortex = structure == number("frontal cortex")
+    dark = torch.where(cortex, 1.05, 1.0)
+    assert sd.undo_transfer(dark, structure) is dark
+    plain = torch.where(cortex, sd.CORTEX_ON_FLAIR, 1.0)
+    plain[0, 0, :2] = torch.tensor([0.2, 1.5])
+    bright = torch.where(plain > 1.05, plain * 1.3 / sd.CORTEX_ON_FLAIR, plain)
+    assert torch.allclose(sd.undo_transfer(bright, structure), plain)
+    values = torch.linspace(0, 3, 4000)
+    ramp = torch.cat([values, torch.full((4000,), 1.3)]).reshape(20, 20, 20)
+    mapped = sd.undo_transfer(ramp, structure).flatten()[:4000]
+    assert (mapped.diff() > 0).all()
+
+
 def test_the_robust_guess_is_right_though_a_fifth_of_the_structures_is_wrong() -> None:
     structure = torch.randint(0, COUNT + 1, (40, 40, 40), generator=seeded(0)).to(torch.uint8)
     truth = sd.expected_signal(torch.device("cpu"))[structure.long()].float()

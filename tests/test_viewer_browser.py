@@ -7,8 +7,10 @@ that it shows more than black, that the right series is open, and that no error 
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from dicomnode.web.viewer import viewer_url
 from tests.chromium import SCREENSHOTS, launch_browser, open_page
 from tests.viewing import make_results, write_head_series
 from tests.web_node import Web
+from tests.web_studies import make_series, receive, study_uid
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -82,6 +85,13 @@ def measure_colour_share(page: Page) -> float:
     return float((values.max(axis=-1) - values.min(axis=-1) > 40).mean())
 
 
+def read_window_widths(page: Page) -> list[int]:
+    """Return the width of the window that each viewport states."""
+    found = [int(width) for width in re.findall(r"W:\s*(-?\d+)\b", page.inner_text("body"))]
+    assert len(found) == 3
+    return found
+
+
 def save_screenshot(page: Page, name: str) -> None:
     page.screenshot(path=SCREENSHOTS / f"{name}.png")
 
@@ -133,6 +143,7 @@ def test_the_multiframe_result_is_cut_in_three_planes_and_its_map_lies_over_it(
         page.get_by_text(SYNTHETIC, exact=True).nth(3).wait_for()  # its thumbnail, and a viewport for each plane
         wait_until_drawn(page)
         save_screenshot(page, "viewer-mpr")
+        assert {round(width, -3) for width in read_window_widths(page)} == {2000}
         before = measure_colour_share(page)
         page.get_by_text(MAP).dblclick()
         for _ in range(60):
@@ -141,6 +152,31 @@ def test_the_multiframe_result_is_cut_in_three_planes_and_its_map_lies_over_it(
             page.wait_for_timeout(500)
         save_screenshot(page, "viewer-uncertainty")
         assert measure_colour_share(page) > before + 0.02
+        assert min(read_window_widths(page)) > 1000, "the map's own window, times 100 by OHIF, and not from 0 to 100"
+    assert errors == []
+
+
+@pytest.mark.parametrize(
+    ("study", "header"),
+    [
+        ("without a window", {}),
+        ("with a function", {"WindowCenter": 500, "WindowWidth": 1000, "VOILUTFunction": "LINEAR"}),
+    ],
+)
+def test_a_series_opens_at_its_middle_slice_with_a_window(
+    browser: Browser, tmp_path: Path, node: tuple[Web, str], study: str, header: dict[str, Any]
+) -> None:
+    """The first slice is air: its range would show all others white."""
+    slices = make_series(study, **header)
+    slices[0].PixelData = bytes(len(slices[0].PixelData))
+    errors: list[str] = []
+    with Web(tmp_path, {"viewer_dir": str(node[0].config.web.viewer_dir)}) as web, open_page(browser, errors) as page:
+        receive(web, slices)
+        page.goto(web.address + viewer_url(study_uid(study)))
+        page.get_by_text("(5/9)").wait_for()
+        wait_until_drawn(page)
+        save_screenshot(page, f"viewer-{study.replace(' ', '-')}")
+        assert (read_pixels(page) == 255).mean() < 0.1
     assert errors == []
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from model_zoo.networks.volume_unet import depth_to_space, space_to_depth
+from model_zoo.networks.volume_unet import VolumeUNet, depth_to_space, space_to_depth
 
 
 @pytest.mark.parametrize("r", [1, 2, 4])
@@ -22,3 +22,21 @@ def test_channels_are_ordered_by_channel_then_place_in_the_block(r: int, layout:
 def test_blocks_of_integers_keep_their_type() -> None:
     labels = torch.arange(64).reshape(1, 1, 4, 4, 4)
     assert torch.equal(space_to_depth(labels, 2)[0, :, 0, 0, 0], torch.tensor([0, 1, 4, 5, 16, 17, 20, 21]))
+
+
+@pytest.mark.slow
+def test_blocks_on_the_full_grid_let_the_embedding_choose_a_target_voxel_by_voxel() -> None:
+    """Four targets of white noise, two of them negatives: an error of 0.17 is left without such blocks."""
+    torch.manual_seed(0)
+    network = VolumeUNet(2, 1, (8, 16), unshuffle=2, refine=4, refine_blocks=2, embedding=4, norm="soft")
+    optimiser = torch.optim.Adam(network.parameters(), 1e-2)
+    generator, codes, errors = torch.Generator().manual_seed(1), torch.eye(4), []
+    for _ in range(480):
+        x = torch.rand(4, 2, 8, 8, 8, generator=generator)
+        target = torch.stack([x[0, 0], 1 - x[1, 0], x[2, 1], 1 - x[3, 1]])[:, None]
+        error = (network(x, codes) - target).abs().mean()
+        optimiser.zero_grad()
+        error.backward()
+        optimiser.step()
+        errors.append(float(error.detach()))
+    assert sum(errors[-20:]) / 20 < 0.08

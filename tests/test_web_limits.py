@@ -38,6 +38,14 @@ def is_closed_by_server(sock: socket.socket) -> bool:
     return True
 
 
+def test_a_broken_chunk_after_head_closes_the_connection(web: Web, caplog: pytest.LogCaptureFixture) -> None:
+    """uvicorn answers 400 with a body, which h11 refuses to send after HEAD."""
+    text = "HEAD /healthz HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nno length\r\n"
+    with send_text(web, text) as sock:
+        assert is_closed_by_server(sock)
+    assert [each.getMessage() for each in caplog.records if each.levelname == "ERROR"] == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "text",

@@ -37,8 +37,8 @@ def write_head_series(folder: Path) -> tuple[list[Path], Grid]:
 def make_results(sources: list[Path], grid: Grid) -> list[Dataset]:
     """Make an image (clean and labelled), uncertainty, segmentation and report."""
     values, structure, _ = _make_head()
-    made = (1000 * np.sqrt(values)).astype(np.float32)
-    deviation = (2 * np.abs(np.gradient(values)[2])).astype(np.float32)  # up to 1, as the viewer colours it
+    made = (2 * np.sqrt(values)).astype(np.float32)  # a window of 2 would round to nothing
+    deviation = (60 * np.abs(np.gradient(values)[2])).astype(np.float32)  # the viewer colours 0 to 1 by itself
     largest = np.argsort(np.bincount(structure[structure > 0]))[-2:]
     inside = np.where(structure == largest[1], 1, np.where(structure == largest[0], 2, 0)).astype(np.uint8)
     segments = tuple(

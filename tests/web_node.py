@@ -61,9 +61,9 @@ class Web:
         databases.prepare(self.config)
         self.engine = engines.connect(self.config.database_url)
         self.sessions = engines.sessions(self.engine)
-        app = create_app(self.config, self.sessions, now=lambda: self.now, meters=self.meters)
+        self.app = create_app(self.config, self.sessions, now=lambda: self.now, meters=self.meters)
         identity = tls.web_identity(self.config.web)
-        self.server = server.start_server(app, self.config.web.host, 0, identity)
+        self.server = server.start_server(self.app, self.config.web.host, 0, identity)
         self.port, self.address = self.server.port, self.server.address
         self.client = httpx.Client(base_url=self.address, timeout=30)
         return self

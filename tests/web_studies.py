@@ -232,7 +232,7 @@ def make_all_states(web: Web) -> Mapping[str, int]:
         study = studies.find_by_uid(session, study_uid("unrouted"))
         assert study is not None
         studies.close(session, study, reason="quiet for 60 s", now=web.now)
-        audit.transition(session, study, StudyState.ROUTED, reason="nothing new to do", now=web.now)
+        audit.transition(session, study, StudyState.ROUTED, reason="no route took it", now=web.now)
     made["running"] = route_study(web, receive(web, make_series("running")))
     assert claim_job(web) == made["running"]
     web.now += timedelta(seconds=30)
