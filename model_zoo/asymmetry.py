@@ -9,12 +9,15 @@ both sides share, or that lies on the plane, is not found.
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy import ndimage, optimize
+from torch import Tensor
+from torch.nn import functional
 
 from model_zoo.structures import TISSUE_GROUPS
 
-__all__ = ["DIFFERENCE", "measure_asymmetric_region"]
+__all__ = ["DIFFERENCE", "measure_asymmetric_region", "mirror"]
 
 DIFFERENCE = 0.8
 """Difference from the mirror image, in standard deviations of the intensities within the brain."""
@@ -82,14 +85,15 @@ def _find_mirror_plane(tissues: list[Image]) -> NDArray[np.float64] | None:
 
     None where no voxel of 4 mm is mostly head.
     """
-    coarse = [ndimage.gaussian_filter(_reduce(tissue, _COARSE), 1.0) for tissue in tissues]
-    inside = np.argwhere(sum(coarse) > 0.5)
+    coarse = np.stack([ndimage.gaussian_filter(_reduce(tissue, _COARSE), 1.0) for tissue in tissues])
+    inside = np.argwhere(coarse.sum(axis=0) > 0.5)
     if not len(inside):
         return None
-    start = float(inside[:, 2].mean()) - (coarse[0].shape[2] - 1) / 2
+    start = float(inside[:, 2].mean()) - (coarse.shape[3] - 1) / 2
+    volumes = torch.from_numpy(coarse)
 
     def mismatch(plane: NDArray[np.float64]) -> float:
-        return float(sum(np.square(tissue - _mirror(tissue, plane)).sum() for tissue in coarse))
+        return float((volumes - mirror(volumes, plane)).square().sum())
 
     options = {"xtol": 0.02, "ftol": 1e-3, "maxiter": 4}
     plane = optimize.minimize(mismatch, [start, 0.0, 0.0], method="Powell", options=options).x
@@ -98,12 +102,27 @@ def _find_mirror_plane(tissues: list[Image]) -> NDArray[np.float64] | None:
 
 def _mirror(x: Image, plane: NDArray[np.float64]) -> Image:
     """Return the image mirrored at the plane (``_find_mirror_plane``)."""
+    return np.asarray(mirror(torch.from_numpy(x)[None], plane)[0].numpy(), np.float32)
+
+
+def mirror(x: Tensor, plane: NDArray[np.float64]) -> Tensor:
+    """Return images (n, k, j, i) mirrored at the plane by linear interpolation, 0 beyond their grid.
+
+    ``plane``: its distance along i from the middle of the grid, in voxels, and its slopes along j and k.
+    """
     offset, slope_j, slope_k = plane
     normal = np.array([np.sin(slope_k), np.sin(slope_j), 1.0])
     normal /= np.linalg.norm(normal)
     reflection = np.eye(3) - 2 * np.outer(normal, normal)
-    middle = (np.array(x.shape) - 1) / 2 + np.array([0, 0, offset])
-    return np.asarray(ndimage.affine_transform(x, reflection, offset=middle - reflection @ middle, order=1), np.float32)
+    last = np.array(x.shape[1:]) - 1.0
+    middle = last / 2 + np.array([0, 0, offset])
+    matrix = np.empty((3, 4))  # from places between -1 and 1 to such places, axes k, j, i
+    matrix[:, :3] = reflection * last / last[:, None]
+    matrix[:, 3] = 2 / last * (reflection @ (last / 2 - middle) + middle) - 1
+    matrix[:, :3] = matrix[::-1, :3][:, ::-1]
+    matrix[:, 3] = matrix[::-1, 3]
+    grid = functional.affine_grid(torch.from_numpy(matrix).to(x)[None], [1, 1, *x.shape[1:]], align_corners=True)
+    return functional.grid_sample(x[None], grid, align_corners=True)[0]
 
 
 def _level(x: Image, tissues: list[Image], inside: NDArray[np.bool_], core: NDArray[np.bool_]) -> Image:

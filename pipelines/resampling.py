@@ -17,6 +17,8 @@ from pipelines.contract import Grid
 
 __all__ = ["axis_aligned", "bounding_box", "iterate_slabs", "resample", "resample_labels", "subgrid"]
 
+_SAME_VOXEL = 1e-3
+"""Share of a voxel by which two grids may differ anywhere and still have the same voxels."""
 _VOXELS_AT_ONCE = 1_000_000
 
 
@@ -69,7 +71,12 @@ def iterate_slabs(shape: tuple[int, int, int]) -> Iterator[tuple[int, int]]:
 
 
 def resample(x: Tensor, grid: Grid, onto: Grid) -> Tensor:
-    """Resample ``x``, float (c, k, j, i) on ``grid``, to (c, k, j, i) on ``onto``, on the device of ``x``."""
+    """Resample ``x``, float (c, k, j, i) on ``grid``, to (c, k, j, i) on ``onto``, on the device of ``x``.
+
+    Voxels of ``onto`` that are voxels of ``grid`` are copied.
+    """
+    if part := _find_copied_part(grid, onto):
+        return x[(slice(None), *part)].clone()
     counts = [max(round(b / a), 1) for a, b in zip(_spacing_along(grid, onto), onto.spacing_mm, strict=True)]
     total = x.new_zeros((x.shape[0], *onto.shape))
     for offset in np.ndindex(*counts):
@@ -95,6 +102,20 @@ def resample_labels(labels: NDArray[np.uint8], grid: Grid, onto: Grid, count: in
         best = torch.maximum(best, share)
     result[k : k + shape[0], j : j + shape[1], i : i + shape[2]] = labels_in_box
     return result
+
+
+def _find_copied_part(grid: Grid, onto: Grid) -> tuple[slice, slice, slice] | None:
+    """Return the voxels (k, j, i) of ``grid`` that are those of ``onto``, or None where any of these is not one."""
+    to_index = np.linalg.solve(grid.affine_mm, onto.affine_mm)[:3]
+    start = np.rint(to_index[:, 3])
+    if np.abs(to_index - np.column_stack([np.eye(3), start])).max() * max(onto.shape) > _SAME_VOXEL:
+        return None
+    first = [int(n) for n in start[::-1]]
+    last = [n + size for n, size in zip(first, onto.shape, strict=True)]
+    if min(first) < 0 or any(n > size for n, size in zip(last, grid.shape, strict=True)):
+        return None
+    k, j, i = (slice(a, b) for a, b in zip(first, last, strict=True))
+    return k, j, i
 
 
 def _spacing_along(grid: Grid, onto: Grid) -> list[float]:

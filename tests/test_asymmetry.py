@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
 
-from model_zoo.asymmetry import measure_asymmetric_region
+from model_zoo.asymmetry import measure_asymmetric_region, mirror
 from model_zoo.out_of_distribution import HOLD_ABOVE
 from model_zoo.structures import number
 
@@ -60,3 +63,16 @@ def test_a_head_that_is_too_thin_cannot_be_compared(size: int) -> None:
 def test_an_image_without_a_head_cannot_be_compared() -> None:
     found = measure_asymmetric_region(np.zeros((40, 40, 40), np.uint8), np.ones((40, 40, 40), np.float32))
     assert np.isnan(found)
+
+
+def test_the_mirror_image_agrees_with_scipy() -> None:
+    x = ndimage.gaussian_filter(np.random.default_rng(0).standard_normal((24, 30, 28)), 2).astype(np.float32)
+    x = np.pad(x, 8)
+    slope_j, slope_k, offset = 0.04, -0.07, 1.3
+    normal = np.array([np.sin(slope_k), np.sin(slope_j), 1.0])
+    normal /= np.linalg.norm(normal)
+    turn = -Rotation.from_rotvec(np.pi * normal).as_matrix()  # a reflection is minus half a turn about the normal
+    middle = (np.array(x.shape) - 1) / 2 + np.array([0, 0, offset])
+    expected = ndimage.affine_transform(x, turn, offset=middle - turn @ middle, order=1)
+    found = mirror(torch.from_numpy(x)[None], np.array([offset, slope_j, slope_k]))[0].numpy()
+    assert np.abs(found - expected).max() < 1e-5

@@ -39,6 +39,25 @@ def test_sampling_agrees_with_scipy(orientation: str) -> None:
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_voxels_of_the_same_grid_are_copied(orientation: str) -> None:
+    grid = make_grid(orientation, (9, 11, 13), (1.1, 0.9, 1.3), (-4, 2, 7))
+    data = torch.rand(2, *grid.shape, generator=torch.Generator().manual_seed(3))
+    found = resampling.resample(data, grid, resampling.subgrid(grid, (2, 0, 3), (5, 11, 9)))
+    assert torch.equal(found, data[:, 2:7, :, 3:12])
+    found[:] = -1
+    assert data.min() >= 0
+
+
+def test_voxels_that_lie_half_outside_of_the_grid_are_interpolated() -> None:
+    grid = make_grid("axial", (8, 9, 10), (1.1, 0.9, 1.3), (-4, 2, 7))
+    beyond = resampling.subgrid(grid, (6, 0, 0), (4, 9, 10))
+    moved = Grid(grid.shape, grid.affine_mm @ np.array([[1, 0, 0, 0.4], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]))
+    data = torch.arange(10.0).expand(1, 8, 9, 10)
+    assert torch.equal(resampling.resample(data, grid, beyond)[:, 2:], torch.zeros(1, 2, 9, 10))
+    assert torch.allclose(resampling.resample(data, grid, moved)[..., 3], torch.tensor(3.4), atol=1e-5)
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_the_upright_grid_covers_every_voxel_and_little_more(orientation: str) -> None:
     grid = make_grid(orientation, (9, 11, 13), (2.1, 0.9, 1.3), (-4, 2, 7))
     onto = resampling.axis_aligned(grid, 1.0)
