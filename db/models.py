@@ -191,9 +191,13 @@ class Job(Leased, Base):
 
     @property
     def state_name(self) -> str:
-        """State in words: a held result that a person did not release is "discarded", and its job is cancelled."""
-        is_discarded = self.state is JobState.CANCELLED and self.report.get("verdict") == "hold"
-        return "discarded" if is_discarded else str(self.state)
+        """State in words: that of a job whose held result was discarded is "discarded"."""
+        return "discarded" if self.is_discarded else str(self.state)
+
+    @property
+    def is_discarded(self) -> bool:
+        """True for a held result that a person did not release: its job is cancelled."""
+        return self.state is JobState.CANCELLED and self.report.get("verdict") == "hold"
 
     @hybrid_property
     def is_trial(self) -> bool:

@@ -22,8 +22,8 @@ _NOTED = "reading noted"
 
 
 def is_readable(session: Session, job: Job) -> bool:
-    """Return whether the job has a result that a reader reads, or has read before it was discarded."""
-    return job.state in READABLE_STATES or find_latest(session, job.id) is not None
+    """Return whether the job has a result that a reader reads, or that was read or discarded before."""
+    return job.state in READABLE_STATES or job.is_discarded or find_latest(session, job.id) is not None
 
 
 def record(

@@ -100,6 +100,8 @@ def test_a_study_that_no_route_took_is_not_routed_in_every_table_and_in_the_log(
     counts = json.loads(capsys.readouterr().out)
     assert (counts["studies"], counts["not_routed"]) == ({"receiving": 1, "routed": 1}, 1)
     assert counts["workers"] == 0
+    assert run(node[0], "status") == 0
+    assert "no job starts: run 'dicomnode work'" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_study_is_shown_with_short_uids_and_says_what_it_has_none_of(

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from sqlalchemy import event, select
 
-from db import audit
+from db import audit, workers
 from db.models import Delivery, Event, Job, Study
 from db.overview import Tally
 from db.states import DeliveryState, JobState, StudyState
@@ -319,6 +319,32 @@ def test_a_discarded_result_is_delivered_nowhere(decidable: tuple[Web, Mapping[s
     assert 'Delivered</span><span class="hidden">: nothing to deliver' in row
     assert decide(web, made["held"], "release", reason="after all").status_code == 409
     assert "Nothing waits for a decision" in get_page(web, "/hold")
+
+
+def test_a_result_discarded_in_the_hold_queue_is_still_read_and_called_so(
+    decidable: tuple[Web, Mapping[str, int]],
+) -> None:
+    web, made = decidable
+    decide(web, made["held"], "discard", reason="motion")
+    reading = f"/studies/{study_uid('held')}/reading?job={made['held']}"
+    for page in (f"/studies/{study_uid('held')}", f"/jobs/{made['held']}"):
+        assert f'href="{reading}">Read the discarded result' in get_page(web, page)
+    text = get_page(web, reading)
+    assert "<b>Discarded</b> This result was held and not released: " in text
+    assert "motion" in text
+    assert 'name="verdict"' not in text, "it is read only"
+    assert "data-viewer" not in text, "the viewer has no discarded results"
+
+
+def test_pages_say_that_no_worker_runs_until_one_reports(decidable: tuple[Web, Mapping[str, int]]) -> None:
+    web, _ = decidable
+    for path in ("/", "/system"):
+        assert "<b>No worker runs</b>, so no job starts" in get_page(web, path)
+    with web.sessions.begin() as session:
+        workers.report(session, "here:7", gpus={}, now=web.now)
+    for path in ("/", "/system"):
+        assert "No worker runs" not in get_page(web, path)
+    assert "1 worker</p>" in get_page(web, "/system")
 
 
 @pytest.mark.parametrize("decision", ["release", "discard"])

@@ -121,13 +121,14 @@ def test_a_destination_that_was_down_gets_all_when_it_is_back(
 
 
 def test_the_breaker_spares_a_dead_peer_and_not_the_others(
-    sessions: Sessions, config: Config, now: datetime, storescp: StoreScp
+    sessions: Sessions, config: Config, now: datetime, storescp: StoreScp, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = add_peers(config, make_unreachable_peer(), storescp.peer)
     finish_job(sessions, config, ["down"], now, count=2)
     for _ in range(3):
         deliver_due(sessions, config, now=partial(_same, now))
         now += timedelta(seconds=80)
+    assert "not delivered to down: " in caplog.text
     now -= timedelta(seconds=80)
     with sessions() as session:
         breaker = destinations.load_breaker(session, "down")

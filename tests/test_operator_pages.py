@@ -83,6 +83,8 @@ def test_try_now_makes_waiting_deliveries_due_and_keeps_the_banner(web: Web) -> 
     assert answer.headers["location"] == "/peers?done=try-4"
     page = get(web, "/peers?done=try-4")
     assert "4 deliveries are tried now." in page
+    assert "Nothing is tried now: no delivery waits for this destination." in get(web, "/peers?done=try-0")
+    assert "1 delivery is tried now." in get(web, "/peers?done=try-1")
     assert "<b>pacs does not answer.</b>" in page
     with web.sessions() as session:
         breaker = destinations.load_breaker(session, "pacs")

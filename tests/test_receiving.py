@@ -168,6 +168,19 @@ def test_other_content_under_the_same_uid_is_quarantined_and_refused(
     assert "other content" in quarantined.reason
 
 
+def test_content_in_quarantine_does_not_change_when_the_study_was_received(
+    receiver: Receiver, an_instance: Encoded, tmp_path: Path
+) -> None:
+    other = an_instance.with_changes(data_set=an_instance.data_set[:-2] + b"xx")
+    store_all(receiver.port, [an_instance], tmp_path / "first")
+    (before,) = receiver.rows(Study)
+    store_all(receiver.port, [other], tmp_path / "other")
+    (after,) = receiver.rows(Study)
+    assert after.last_received_at == before.last_received_at
+    store_all(receiver.port, [an_instance], tmp_path / "again")
+    assert receiver.rows(Study)[0].last_received_at > before.last_received_at, "its sender is still at work"
+
+
 @pytest.mark.slow
 def test_a_nearly_full_disk_refuses_the_association(start: Start, an_instance: Encoded) -> None:
     receiver = start(spool=SpoolConfig(min_free_gb=1e9))

@@ -151,6 +151,17 @@ def _get_page(web: Web) -> str:
     return web.get(f"/studies/{UID}", "text/html").text
 
 
+def test_a_study_that_no_route_matches_is_told_what_to_change(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], now: datetime
+) -> None:
+    node = Node(write_config(tmp_path))
+    databases.prepare(node.config)
+    sessions = engines.sessions(engines.connect(node.config.database_url))
+    arrive(sessions, make_config("CT"), now)
+    assert cli.main(["--config", str(node.config.path), "studies", "route", UID]) == 1
+    assert "Change a match in node.toml and restart the node" in capsys.readouterr().err
+
+
 def test_the_commands_say_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str], now: datetime) -> None:
     route: dict[str, Any] = {"name": "r", "pipeline": "anatomy", "match": {"Modality": "MR"}}
     node = Node(write_config(tmp_path, routes=[route]))
@@ -164,7 +175,9 @@ def test_the_commands_say_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixtu
         "no route took it; 'dicomnode studies explain' says why, 'dicomnode studies route'" in capsys.readouterr().err
     )
     assert cli.main([*words, "route", UID]) == 0
-    assert "offered to the routes again" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "offered to the routes again; of node.toml these match: r\n" in told
+    assert "'dicomnode serve' does. 'dicomnode studies show 1' lists its jobs." in told
     assert cli.main([*words, "route", UID]) == 1
     assert "about to be routed" in capsys.readouterr().err
     assert sweep(sessions, node.config, now) == ["r"]

@@ -27,14 +27,14 @@ def status(ctx: typer.Context, as_json: context.AsJson = False) -> None:
 
 
 def _format_lines(facts: dict[str, Any]) -> list[dict[str, str]]:
-    from dicomnode.monitoring.status import count_shown_states, group_errors
+    from dicomnode.monitoring.status import NO_WORKER, count_shown_states, group_errors
 
     waiting = facts["oldest_waiting_s"]
     lines = [
         ("studies", _format_counts(count_shown_states(facts))),
         ("instances", f"{facts['instances']}, {facts['quarantined']} quarantined"),
         ("jobs", _format_counts(facts["jobs"])),
-        ("workers", f"{facts['workers']} reported in the last minute"),
+        ("workers", f"{facts['workers']} reported in the last minute" if facts["workers"] else NO_WORKER),
     ]
     lines += [(f"to {name}", _format_counts(states)) for name, states in facts["deliveries"].items()]
     lines += [(f"notifications to {name}", _format_counts(states)) for name, states in facts["notifications"].items()]

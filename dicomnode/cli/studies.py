@@ -150,8 +150,14 @@ def route(ctx: typer.Context, uid: StudyUid) -> None:
     reason = f"routed again by {deploying.identify_user()}"
     with sessions(context.engine(config)).begin() as session:
         uid = listings.resolve_study(session, uid).study_uid
-        rerouting.route_again(session, uid, config, reason=reason, now=datetime.now(UTC))
-    print(f"study {uid} is offered to the routes again; a running node does so now, with the routes of its start")
+        study = rerouting.route_again(session, uid, config, reason=reason, now=datetime.now(UTC))
+        number, explained = study.id, listings.explain_routes(session, study, config)
+    matching = ", ".join(row["route"] for row in explained if row["matched"])
+    print(f"study {number} is offered to the routes again; of node.toml these match: {matching}")
+    print(
+        "A running node routes it within seconds, with the routes that it read at its start; without one, "
+        f"'dicomnode serve' does. 'dicomnode studies show {number}' lists its jobs."
+    )
 
 
 @app.command()

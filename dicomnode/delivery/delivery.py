@@ -182,7 +182,7 @@ class _DeliverySweep:
         for job_id, count in sorted(attempts.items()):
             log.info("job %d: %d of %d objects delivered to %s", job_id, arrived[job_id], count, peer.name)
         if failed := [result for result in results if not result.is_stored]:
-            log.warning("delivery: %s to %s: %s", failed[0].outcome, peer.name, failed[0].text)
+            log.warning("not delivered to %s: %s", peer.name, failed[0].text)
 
     def _update_breaker(self, peer: Peer, results: Sequence[StoreResult]) -> None:
         """Record the peer as available where it answered any object, even with a refusal; else as failed."""

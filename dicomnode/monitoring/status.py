@@ -15,9 +15,10 @@ from db.models import Delivery, Instance, Job, Notification, Quarantine, Study
 from db.states import DeliveryState, JobState, NotificationState, QuarantineState, StudyState
 from dicomnode.config import Config
 
-__all__ = ["collect_status", "count_shown_states", "group_errors"]
+__all__ = ["NO_WORKER", "collect_status", "count_shown_states", "count_workers", "group_errors"]
 
 _ALIVE = timedelta(seconds=60)
+NO_WORKER = "none has reported in the last minute, so no job starts: run 'dicomnode work'"
 
 
 def collect_status(session: Session, config: Config, *, now: datetime) -> dict[str, Any]:
@@ -33,7 +34,7 @@ def collect_status(session: Session, config: Config, *, now: datetime) -> dict[s
             select(func.count(Quarantine.id)).where(Quarantine.state == QuarantineState.KEPT)
         ),
         "jobs": _by_state(session, Job),
-        "workers": len(workers.list_alive(session, since=now - _ALIVE)),
+        "workers": count_workers(session, now=now),
         "deliveries": {
             destination: {str(state): count for state, count in states.items()}
             for destination, states in deliveries.OUTBOX.count_by_state(session).items()
@@ -49,6 +50,11 @@ def collect_status(session: Session, config: Config, *, now: datetime) -> dict[s
         "disk": _disk(config),
         "last_errors": _last_errors(session),
     }
+
+
+def count_workers(session: Session, *, now: datetime) -> int:
+    """Return the number of workers that have reported in the last minute, on any host."""
+    return len(workers.list_alive(session, since=now - _ALIVE))
 
 
 def count_shown_states(measured: Mapping[str, Any]) -> dict[str, int]:

@@ -44,7 +44,10 @@ def route_again(session: Session, study_uid: str, config: Config, *, reason: str
     explanations = routing.explain_study(session, study, config.routes)
     if not any(each.matched for each in explanations):
         reasons = "; ".join(f"{each.route}: {each.why}" for each in explanations) or "node.toml has none"
-        raise NotAllowed(f"no route matches study {study_uid}: {reasons}")
+        raise NotAllowed(
+            f"no route matches study {study_uid}: {reasons}. Change a match in node.toml and restart the node: it then "
+            "offers recent studies without a job by itself"
+        )
     _make_complete(session, study, reason, now)
     return study
 

@@ -38,10 +38,8 @@ _FLASH_MESSAGES = {
     "discard": "Job {}: its results are discarded and not delivered.",
     "retry": "Job {}: runs again.",
     "cancel": "Job {}: cancelled.",
-    "resend": "{} deliveries will be tried again.",
     "deployed": "Deployed: in use from the next study on.",
     "rollback": "Rolled back: in use from the next study on, and for waiting jobs.",
-    "try": "{} deliveries are tried now.",
     "released": "Quarantine {}: accepted as an instance.",
     "discarded": "Quarantine {}: discarded.",
     "shadow": "The shadow version is ended.",
@@ -60,6 +58,19 @@ _FLASH_MESSAGES = {
     "trials": "The trial has {} jobs, one for each series.",
     "tried": "Job {}: this trial was started before.",
 }
+_COUNTED_MESSAGES = {
+    "resend": (
+        "No delivery was given up: there is none to try again.",
+        "1 delivery will be tried again.",
+        "{} deliveries will be tried again.",
+    ),
+    "try": (
+        "Nothing is tried now: no delivery waits for this destination.",
+        "1 delivery is tried now.",
+        "{} deliveries are tried now.",
+    ),
+}
+"""Messages for none, one and several."""
 _DONE_QUERY = re.compile(r"([a-z]+)(?:-(\d{1,18}))?")
 
 
@@ -120,7 +131,12 @@ class WebContext:
 def flash_message(done: str) -> str:
     """Return the message on the decision that ``done`` names: the address itself contains no text of the page."""
     parts = _DONE_QUERY.fullmatch(done)
-    return _FLASH_MESSAGES[parts[1]].format(parts[2] or "") if parts and parts[1] in _FLASH_MESSAGES else ""
+    if parts is None:
+        return ""
+    if parts[1] in _COUNTED_MESSAGES:
+        count = int(parts[2] or 0)
+        return _COUNTED_MESSAGES[parts[1]][min(count, 2)].format(count)
+    return _FLASH_MESSAGES.get(parts[1], "").format(parts[2] or "")
 
 
 def parse_page_number(text: str) -> int:

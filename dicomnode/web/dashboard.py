@@ -15,6 +15,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from db import overview
 from db.overview import Stage, StudyFilter
 from dicomnode.config import Config
+from dicomnode.monitoring import status
 from dicomnode.monitoring.refused_callers import RefusedCallers
 from dicomnode.web import (
     api,
@@ -140,4 +141,5 @@ def _study_list(context: WebContext, query: StudyListQuery, message: str) -> HTM
         return context.page(
             session, "studies.html", rows=rows, total=total, pages=pages, query=query, stages=_STAGES, counts=counts,
             message=message, per_page=PER_PAGE,
+            workers=status.count_workers(session, now=now),
         )  # fmt: skip

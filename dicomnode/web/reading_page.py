@@ -79,16 +79,14 @@ def summarize_job(session: Session, job: Job) -> Summary:
 
 
 def _list_readable(session: Session, study: Study) -> list[Job]:
-    """Return the study's jobs with a result to read, trials last, each the newest first.
-
-    Jobs whose held result was discarded are among them.
-    """
+    """Return the study's jobs with a result to read, each the newest first; discarded ones, then trials, are last."""
     query = select(Job).where(Job.study_id == study.id, Job.shadow_of_id.is_(None))
-    return [
+    found = [
         job
-        for job in session.scalars(query.order_by(Job.is_trial, Job.id.desc()))
+        for job in session.scalars(query.order_by(Job.id.desc()))
         if readings.is_readable(session, job) and any(output.expired_at is None for output in job.outputs)
     ]
+    return sorted(found, key=lambda job: (job.is_trial, job.is_discarded))
 
 
 def _describe_none(results: list[Job]) -> str:
@@ -128,7 +126,7 @@ def _reading_page(
         noted=[each for each in job.destinations if context.config.sends_key_objects(each)],
         reading=readings.find_latest(session, job.id),
         is_open=job.state in readings.READABLE_STATES,
-        viewer=_viewer_address(session, context, job, at),
+        viewer="" if job.is_discarded else _viewer_address(session, context, job, at),
         message=message,
     )
 

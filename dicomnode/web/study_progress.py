@@ -145,7 +145,7 @@ def _run_step(tally: Tally, at_work: Sequence[JobProgress]) -> Step:
         return Step("Run", "done", "finished")
     if not tally.jobs:
         return Step("Run", "none", "")
-    is_discarded = any(job.state_name == "discarded" for job in tally.jobs)
+    is_discarded = any(job.is_discarded for job in tally.jobs)
     return Step("Run", "cancelled", "discarded" if is_discarded else "cancelled")
 
 

@@ -18,7 +18,7 @@ function showPictures() {
 
 function showNumber() {
   const viewer = form.querySelector("a[data-viewer]");
-  viewer.href = viewer.getAttribute("href").replace(/(#layout=.*,)\d+$/, `$1${slice.value}`);
+  if (viewer) viewer.href = viewer.getAttribute("href").replace(/(#layout=.*,)\d+$/, `$1${slice.value}`);
   form.querySelector("output").textContent = `${Number(slice.value) + 1} of ${form.dataset.slices}`;
   for (const button of document.querySelectorAll("button[data-jump]")) {
     button.closest("tr")?.classList.toggle("here", button.value === slice.value);
