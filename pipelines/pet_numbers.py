@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
-from scipy import stats
+from scipy.special import betaincinv
 from torch import Tensor
 
 from model_zoo.pet_intervals import COMPOSITE, LEVELS, Factors, count_subjects, find_factors
@@ -137,7 +137,7 @@ def _measure_amyloid(
 
 def _share_interval(positive: int, count: int, level: float) -> Interval:
     """Return Jeffreys' interval of a share, closed at 0 and 1 where none or all are positive."""
-    beta = stats.beta(positive + 0.5, count - positive + 0.5)
-    low = 0.0 if positive == 0 else float(beta.ppf((1 - level) / 2))
-    high = 1.0 if positive == count else float(beta.ppf((1 + level) / 2))
+    a, b = positive + 0.5, count - positive + 0.5
+    low = 0.0 if positive == 0 else float(betaincinv(a, b, (1 - level) / 2))
+    high = 1.0 if positive == count else float(betaincinv(a, b, (1 + level) / 2))
     return Interval(level, low, high)

@@ -55,7 +55,7 @@ def run(path: Path, *arguments: str) -> int:
 
 def list_heavy_modules(code: str) -> set[str]:
     """Return the heavy packages that a fresh interpreter has loaded after the code."""
-    heavy = ("torch", "highdicom", "pydicom", "pynetdicom", "numpy", "sqlalchemy")
+    heavy = ("torch", "highdicom", "pydicom", "pynetdicom", "numpy", "sqlalchemy", "scipy.stats", "h5py")
     code = f"import sys; {code}; print('loaded:', *[name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return set(done.stdout.rpartition("loaded:")[2].split())
@@ -75,6 +75,21 @@ def test_the_version_is_that_of_the_installed_package(capsys: pytest.CaptureFixt
 
 def test_serving_needs_no_torch() -> None:
     assert not {"torch", "highdicom"} & list_heavy_modules("import dicomnode.node, dicomnode.cli.serve")
+
+
+@pytest.mark.slow
+def test_check_loads_nothing_that_it_does_not_check(tmp_path: Path) -> None:
+    """Statistics, writers of DICOM and k-space cost more than a second: what reads them is loaded by jobs only."""
+    path = write_config(
+        tmp_path,
+        routes=[
+            make_route(),
+            *({**make_route(), "name": name, "pipeline": name} for name in ("synthetic_dir", "pet_synthesis")),
+        ],
+    )
+    loaded = list_heavy_modules(f"from dicomnode import cli; cli.main(['--config', {str(path)!r}, 'check'])")
+    assert "torch" in loaded, "the routes were checked"
+    assert not {"scipy.stats", "highdicom", "h5py"} & loaded
 
 
 def test_wrong_usage_is_2(capsys: pytest.CaptureFixture[str]) -> None:

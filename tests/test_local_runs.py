@@ -21,6 +21,7 @@ from dicomnode.errors import NotAllowed
 from dicomnode.execution.basis import Basis
 from dicomnode.execution.processing import TaskResult
 from dicomnode.local_runs import saving
+from dicomnode.local_runs.candidates import find_candidates
 from dicomnode.local_runs.choosing import Choice
 from dicomnode.local_runs.running import LocalRun
 from dicomnode.reading import volumes
@@ -131,7 +132,7 @@ def test_a_stated_fact_outside_the_contract_refuses_the_file(
 ) -> None:
     path = write_nifti(tmp_path / "sub-01_FLAIR.nii.gz", flair(), phantom_grid())
     assert run(config, "ms_lesions", path, tmp_path / "out", "--fact", "ti_ms=500") == 1
-    assert "Inversion Time (0018,0082) is 500 ms" in capsys.readouterr().err
+    assert "Inversion Time (--fact ti_ms=...) is 500 ms" in capsys.readouterr().err
 
 
 def flair() -> np.ndarray[tuple[int, ...], np.dtype[np.uint16]]:
@@ -173,6 +174,30 @@ def test_a_named_input_is_not_used_for_two_subjects(
     assert run(config, "ms_lesions", tmp_path / "in", tmp_path / "out", *words) == 1
     assert "--with t1w is of one subject, but IN has images of 2" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_fact_on_one_patient_is_not_used_for_two_subjects(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("sub-01", "sub-02"):
+        write_nifti(tmp_path / "in" / f"{name}_FLAIR.nii.gz", flair(), phantom_grid())
+    words = ("ms_lesions", tmp_path / "in", tmp_path / "out")
+    assert run(config, *words, "--fact", "age_years=41") == 2
+    told = " ".join(re.sub(r"[│\s]+", " ", capsys.readouterr().err).split())
+    assert "--fact age_years is of one patient, but IN has images of 2" in told
+    assert "participants.tsv (columns participant_id, age, sex, weight)" in told
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "in" / "participants.tsv").write_text("participant_id\tage\nsub-01\t41\nsub-02\t62\n")
+    found = find_candidates(tmp_path / "in", {})
+    assert [each.attributes["PatientAge"] for each in found] == ["041Y", "062Y"]
+
+
+def test_a_fact_is_not_stated_about_a_dicom_series(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_slices(tmp_path / "dicom", phantom_grid(), stored_phantom())
+    assert run(config, "anatomy", tmp_path / "dicom", tmp_path / "out", "--fact", "te_ms=3") == 2
+    assert "states facts of NIfTI files" in capsys.readouterr().err
 
 
 def test_a_refused_subject_ends_no_other_and_every_one_is_named(

@@ -17,7 +17,7 @@ from pydicom import dcmread
 
 from dicomnode.errors import InputRefused
 from dicomnode.local_runs.candidates import find_candidates
-from dicomnode.nifti import facts, images, results, series
+from dicomnode.nifti import facts, images, participants, results, series
 from dicomnode.reading import volumes
 from dicomnode.results.provenance import Provenance
 from pipelines.codes import STANDARD_DEVIATION
@@ -263,6 +263,52 @@ def test_a_file_beside_that_is_wrong_is_refused(tmp_path: Path, content: str) ->
     (tmp_path / "a.json").write_text(content)
     with pytest.raises(InputRefused, match=r"a\.json"):
         facts.read_stated(path, {})
+
+
+def write_table(folder: Path, *rows: str) -> None:
+    (folder / participants.TABLE).write_text("\n".join(row.replace(" ", "\t") for row in rows) + "\n")
+
+
+def test_the_table_of_participants_states_the_facts_of_each_subject(tmp_path: Path) -> None:
+    write_table(tmp_path, "participant_id age sex weight", "sub-01 41.7 female 62.5", "sub-02 89+ M n/a")
+    paths = [tmp_path / name / "anat" / f"{name}_T1w.nii.gz" for name in ("sub-01", "sub-02", "sub-03")]
+    found = [participants.read_participant(path) for path in paths]
+    assert found == [{"PatientAge": "041Y", "PatientSex": "F", "PatientWeight": 62.5}, {"PatientSex": "M"}, {}]
+    assert participants.read_participant(tmp_path / "head.nii.gz") == {}
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        (("participant_id age", "sub-01 41", "sub-01 42"), "2 rows of sub-01"),
+        (("participant_id age", "sub-01 old"), "age of sub-01 is 'old'"),
+        (("participant_id sex", "sub-01 X"), "sex of sub-01 is 'X': sex is F, M or O"),
+    ],
+)
+def test_a_table_of_participants_that_is_wrong_is_refused(tmp_path: Path, rows: tuple[str, ...], reason: str) -> None:
+    write_table(tmp_path, *rows)
+    with pytest.raises(InputRefused, match=reason):
+        participants.read_participant(tmp_path / "sub-01_T1w.nii.gz")
+
+
+def test_an_age_in_months_and_a_contradiction_are_refused(tmp_path: Path) -> None:
+    write_table(tmp_path, "participant_id sex age", "sub-01 F 41")
+    path = write_nifti(tmp_path / "sub-01_T1w.nii.gz", make_values(), make_grid("LPS"), facts={"PatientSex": "M"})
+    with pytest.raises(InputRefused, match=r"participants.tsv and its JSON file differ in PatientSex"):
+        find_candidates(path, {})
+    (tmp_path / "participants.json").write_text('{"age": {"Units": "months"}}')
+    with pytest.raises(InputRefused, match=r"participants.json: age is in months; needed is yr"):
+        find_candidates(path, {})
+
+
+def test_a_refusal_of_a_file_names_the_option_instead_of_a_tag() -> None:
+    reason = "flair: Inversion Time (0018,0082) is not stated; t1w: Echo Time (0018,0081) is 90 ms"
+    files = {"flair": True, "t1w": True}
+    named = "flair: Inversion Time (--fact ti_ms=...) is not stated; t1w: Echo Time (--fact t1w.te_ms=...) is 90 ms"
+    assert facts.name_options(reason, files, "flair") == named
+    assert facts.name_options(reason, {"flair": False, "t1w": False}, "flair") == reason
+    assert "(--fact units=...)" in facts.name_options("Units (0054,1001) are CNTS", {"pet": True}, "pet")
+    assert facts.name_options("Number of Frames (0028,0008)", {"pet": True}, "pet") == "Number of Frames (0028,0008)"
 
 
 @pytest.mark.parametrize("text", ["ti_ms", "ti=3", "ti_ms=", "ti_ms=long", "age_years=old", "sex=yes", "te_ms=-3"])

@@ -55,6 +55,33 @@ def list_notes(web: Web) -> list[Output]:
     return [row for row in web.rows(Output) if row.kind == "key object note"]
 
 
+def open_viewer(web: Web, query: str) -> str:
+    answer = web.client.get(f"/viewer?{query}", follow_redirects=False)
+    assert answer.status_code == 307
+    return answer.headers["location"]
+
+
+def test_the_viewer_opens_a_study_with_the_source_beside_the_result(web: Web) -> None:
+    make_reading(web)
+    study = f"StudyInstanceUIDs={study_uid('reading')}"
+    source = next(row.series_uid for row in web.rows(Series) if row.attributes["SeriesDescription"] == "FLAIR 3D")
+    results = {row.kind: row.series_uid for row in web.rows(Output)}
+    start, _, layout = open_viewer(web, study).partition("#layout=")
+    assert start == f"/viewer/viewer/node?{study}&hangingProtocolId=@dicomnode/reading"
+    assert layout.split(",")[0] == source
+    assert layout.split(",")[1] in (source, results["image"])
+    assert layout.split(",")[2:] == [results["segmentation"], ""]
+    with_series = f"{study}&initialSeriesInstanceUID={source}"
+    assert open_viewer(web, with_series) == f"/viewer/viewer/node?{with_series}", "as the address says"
+    assert open_viewer(web, "StudyInstanceUIDs=1.2") == "/viewer/viewer/node?StudyInstanceUIDs=1.2"
+
+
+def test_the_viewer_opens_a_study_whose_result_is_held_without_it(web: Web) -> None:
+    make_reading(web, is_held=True)
+    study = f"StudyInstanceUIDs={study_uid('reading')}"
+    assert open_viewer(web, study) == f"/viewer/viewer/node?{study}"
+
+
 def test_the_page_says_first_what_changed(web: Web) -> None:
     make_reading(web)
     text = web.get(study_page()).text

@@ -18,7 +18,7 @@ from tests.chromium import SCREENSHOTS, launch_browser
 from tests.test_dashboard_browser import PHONE, BrowserPage, tab_to, wait_until
 from tests.web_node import Web
 from tests.web_readings import SLICE_OF_LESION_2, make_reading, study_page
-from tests.web_studies import PEERS, ROUTES
+from tests.web_studies import PEERS, ROUTES, study_uid
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -120,3 +120,20 @@ def count_orange(picture: bytes) -> list[int]:
     is_orange = (pixels[..., 0] - pixels[..., 2] > 80) & (pixels[..., 0] > 180)
     middle = (280 + pixels.shape[1]) // 2
     return [int(is_orange[:, 280:middle].sum()), int(is_orange[:, middle:-40].sum())]
+
+
+def test_the_viewer_opens_a_study_by_its_uid_with_both_sides_named(browser: Browser, web: Web) -> None:
+    if ohif.find_installed(ohif.viewer_folder(Config().web)) is None:
+        pytest.skip("the viewer is not installed: 'dicomnode viewer install' (needs npm)")
+    with BrowserPage(browser, web) as view:
+        view.page.goto(f"/viewer?StudyInstanceUIDs={study_uid('reading')}")
+        places = []
+        for words in ("Acquired", "SYNTHETIC: research use only"):
+            pane = view.page.get_by_text(words, exact=True).first
+            pane.wait_for(timeout=90_000)
+            places.append(pane.bounding_box())
+        view.page.screenshot(path=str(SCREENSHOTS / "viewer-by-uid.png"))
+        left, right = places
+        assert left is not None
+        assert right is not None
+        assert left["x"] < right["x"], "the source beside the marked result"

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from pydicom import dcmread
 from pydicom.dataset import Dataset
+from pydicom.uid import ParametricMapStorage
 from safetensors.torch import save_file
 
 import model_zoo
@@ -112,9 +113,10 @@ def run(case: Case, model: Model, *slices: int) -> list[Finding]:
     return slice_repair.run(case, model, slice_repair.Options(slices=slices), 0, lambda done, step: None)
 
 
-def run_on(paths: list[Path], bundle: Path) -> list[Dataset]:
+def run_on(paths: list[Path], bundle: Path, image_kind: str = "multiframe") -> list[Dataset]:
     """Return the result objects of the files by the code of a job."""
-    config = Config.model_validate({"node": {"data_dir": str(bundle.parents[1])}, "worker": {"device": "cpu"}})
+    sections = {"node": {"data_dir": str(bundle.parents[1])}, "worker": {"device": "cpu"}}
+    config = Config.model_validate({**sections, "results": {"image_kind": image_kind}})
     now = datetime(2026, 11, 3, tzinfo=UTC)
     task = Task("key", "translate:slice_repair", "slice_repair@1.0.0", {}, {"match": paths}, 1, now)
     return run_task(task, config, progress=lambda done, step: None).objects
@@ -255,6 +257,29 @@ def test_stored_values_of_measured_slices_are_the_source_s_and_each_frame_says_w
     assert mask.SegmentSequence[0].SegmentLabel == "Synthetic slices"
     report = next(ds for ds in objects if "SR" in ds.SOPClassUID.name)
     assert "slices 10 to 11 of 16" in report.to_json() or "slices 6 to 7 of 16" in report.to_json()
+
+
+def test_a_series_as_parametric_map_says_of_each_frame_what_it_is(bundle: Path, tmp_path: Path) -> None:
+    paths = write_slices(tmp_path / "in", make_oblique_grid(), make_stored())
+    kept = leave_out(paths, 5, 6)
+    missing = [np.array(dcmread(path).ImagePositionPatient, float) for path in paths if path not in kept]
+    objects = run_on(kept, bundle, "parametric")
+    (repaired,) = (
+        ds for ds in objects if ds.SOPClassUID == ParametricMapStorage and "Series with 2" in ds.SeriesDescription
+    )
+    for frame in repaired.PerFrameFunctionalGroupsSequence:
+        place = np.array(frame.PlanePositionSequence[0].ImagePositionPatient, float)
+        is_missing = any(np.allclose(place, each, atol=0.01) for each in missing)
+        assert frame.FrameContentSequence[0].FrameComments.startswith("SYNTHETIC" if is_missing else "Measured")
+
+
+def test_a_phase_image_is_refused(bundle: Path, tmp_path: Path) -> None:
+    def edit(k: int, ds: Dataset) -> None:
+        ds.ImageType = ["ORIGINAL", "PRIMARY", "P", "ND"]
+
+    paths = write_slices(tmp_path / "in", make_oblique_grid(), make_stored(), edit=edit)
+    with pytest.raises(Refused, match=r"Image Type \(0008,0008\) is ORIGINAL.PRIMARY.P.ND"):
+        run_on(leave_out(paths, 5, 6), bundle)
 
 
 def test_gaps_lie_within_the_brain_and_an_untrained_model_scores_as_the_spline(model: Model) -> None:

@@ -23,6 +23,7 @@ from model_zoo.translation import network as networks
 from model_zoo.translation import plan as plans
 from model_zoo.translation.network import Conditions
 from model_zoo.translation.plan import Plan
+from pipelines.anatomy import NO_MAGNITUDES
 
 SMOKE = recipe.CONFIGURATIONS["smoke"]
 SOURCES = make_simulated_sources(phantom=True)
@@ -217,7 +218,10 @@ def test_a_recipe_of_a_plan_has_its_columns_bundle_and_contract() -> None:
     assert made.bundle == "ct"
     assert [(c.name, c.required) for c in made.columns] == [(n, False) for n in ("t1w", "t2w", "ct", "age", "sex")]
     assert {"fact": "te_ms", "between": [60, 700]} in made.facts["input_contract"]["t2w"]
-    assert made.facts["input_contract"]["image"] == [{"fact": "modality", "one_of": ["CT", "MR"]}]
+    modality, image_type = made.facts["input_contract"]["image"]
+    assert modality == {"fact": "modality", "one_of": ["CT", "MR"]}
+    assert image_type["fact"] == "image_type"
+    assert frozenset(image_type["none_of"]) == NO_MAGNITUDES
 
 
 def test_what_the_simulator_does_not_make_needs_a_table() -> None:

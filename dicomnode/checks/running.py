@@ -337,12 +337,12 @@ def _check_site_pipeline(config: Config, name: str) -> str:
 
 def _check_route(config: Config, route: Route, model: str) -> str:
     from dicomnode.deployment import models, pipeline_names
-    from dicomnode.execution import processing
+    from dicomnode.execution.route_options import resolve_options
     from model_zoo import registry
     from pipelines import quality
 
     pipeline = pipeline_names.resolve_pipeline(route.pipeline, config, model)
-    processing.resolve_options(pipeline, route.options, config.quality)
+    resolve_options(pipeline, route.options, config.quality)
     names = (model or pipeline.bundle, *pipeline.helpers)
     bundles = [models.find_bundle(name, config) for name in names]
     for facts in bundles:

@@ -67,6 +67,7 @@ def run(
     explicit, reports = run_inputs.parse_explicit(with_ or [], found, facts)
     choices, left_out = _choose(found, in_dir, facts, explicit, without or [], config, model)
     choosing.refuse_shared_inputs(choices, found.inputs[0], [*explicit, *reports])
+    run_inputs.refuse_misplaced_facts(choices, facts)
     out_dir.mkdir(parents=True, exist_ok=True)
     command = _Command(found, pipeline, model, options, seed, config, Forms(not no_dicom, nifti, page), as_json)
     outcomes = command.run_all(choices, in_dir, reports, out_dir, is_alone=len(choices) + len(left_out) == 1)

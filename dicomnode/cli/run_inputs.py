@@ -11,10 +11,12 @@ import typer
 from dicomnode.config import route_blocks
 from dicomnode.local_runs import candidates
 from dicomnode.local_runs.candidates import Candidate
-from dicomnode.nifti.facts import parse_fact
+from dicomnode.local_runs.choosing import Choice
+from dicomnode.nifti import participants
+from dicomnode.nifti.facts import KEYWORDS, parse_fact
 from pipelines.contract import Covariates, Pipeline
 
-__all__ = ["parse_explicit", "parse_facts", "parse_option"]
+__all__ = ["parse_explicit", "parse_facts", "parse_option", "refuse_misplaced_facts"]
 
 
 def parse_facts(texts: Sequence[str], modality: str, pipeline: Pipeline) -> dict[str, dict[str, Any]]:
@@ -56,6 +58,21 @@ def parse_explicit(
             raise typer.BadParameter(f"{text!r} needs one series, NIfTI file or acquisition; {path} has: {names}")
         explicit[name] = found[0]
     return explicit, reports
+
+
+def refuse_misplaced_facts(choices: Sequence[Choice], facts: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise BadParameter where a stated fact is of no NIfTI file, or is of one patient and there are several."""
+    for name, values in facts.items():
+        files = {each.inputs[name].group: each.inputs[name] for each in choices if name in each.inputs}
+        if name and values and not any(each.kind == "nifti" for each in files.values()):
+            raise typer.BadParameter(f"--fact states facts of NIfTI files; the input {name!r} has none")
+        own = [fact for fact in participants.FACTS.values() if KEYWORDS[fact] in values]
+        if own and len(files) > 1:
+            names = ", ".join(sorted(each.name for each in files.values()))
+            raise typer.BadParameter(
+                f"--fact {own[0]} is of one patient, but IN has images of {len(files)}: {names}; state it for each in "
+                f"{participants.TABLE} (columns participant_id, {', '.join(participants.FACTS)}), or run each by itself"
+            )
 
 
 def parse_option(text: str) -> tuple[str, Any]:

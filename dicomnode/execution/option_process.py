@@ -73,14 +73,14 @@ def main() -> None:
 
 def _answer(request: Mapping[str, Any], config: Config) -> dict[str, Any]:
     from dicomnode.deployment import models, pipeline_facts
-    from dicomnode.execution import processing
+    from dicomnode.execution.route_options import resolve_options
     from model_zoo.bundle import BundleError
 
     try:
         if "options" not in request:
             return {"found": pipeline_facts.describe_pipeline(request["pipeline"], config)}
         pipeline = pipeline_names.resolve_pipeline(request["pipeline"], config, request["model"])
-        processing.resolve_options(pipeline, request["options"], config.quality)
+        resolve_options(pipeline, request["options"], config.quality)
         models.find_bundle(request["model"] or pipeline.bundle, config)
         return {"found": True}
     except (ConfigError, BundleError) as error:

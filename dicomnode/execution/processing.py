@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
 from pydicom import Dataset
 
 from db.deployments import Version
@@ -27,10 +26,10 @@ from dicomnode.deidentify import faces
 from dicomnode.deployment import models, site
 from dicomnode.deployment.models import load_without_helpers
 from dicomnode.deployment.pipeline_names import resolve_pipeline
-from dicomnode.errors import ConfigError
 from dicomnode.execution.basis import Basis
 from dicomnode.execution.inputs import LoadedInputs, load_inputs
 from dicomnode.execution.reference import HOLD_BELOW, compare_findings
+from dicomnode.execution.route_options import resolve_options
 from dicomnode.installation import read_version
 from dicomnode.results.inherited import inherit
 from dicomnode.results.provenance import Provenance, describe_vendor_reconstruction
@@ -58,13 +57,8 @@ __all__ = [
     "TaskResult",
     "build_provenance",
     "derive_seed",
-    "resolve_options",
     "run_task",
 ]
-
-
-_QUALITY_OPTIONS = ("low_confidence", "clinical_numbers")
-"""Options that come from [quality] unless the route has its own."""
 
 
 @dataclass(frozen=True)
@@ -197,18 +191,6 @@ def _compare_with_reference(
     except Refused as refusal:
         return [], [f"the current version refuses this input: {refusal}"]
     return compare_findings(reference.findings, findings), []
-
-
-def resolve_options(pipeline: Pipeline, options: Mapping[str, Any], config: QualityConfig) -> Any:
-    """Return the pipeline's validated options; [quality] gives the defaults of some. Raises ConfigError."""
-    fields = pipeline.options_type.model_fields
-    defaults = {name: getattr(config, name) for name in _QUALITY_OPTIONS if name in fields}
-    try:
-        return pipeline.options_type(**(defaults | dict(options)))
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ConfigError(f"options of {pipeline.name}: {where}: {first['msg']}") from None
 
 
 def derive_seed(key: str) -> int:

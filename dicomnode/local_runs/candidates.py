@@ -13,7 +13,7 @@ from pydicom.misc import is_dicom
 from dicomnode.datasets import headers
 from dicomnode.errors import InputRefused
 from dicomnode.nifti import facts as nifti_facts
-from dicomnode.nifti import images
+from dicomnode.nifti import images, participants
 
 __all__ = ["MRD_SUFFIXES", "Candidate", "find_candidates", "find_reports", "list_dicom", "list_files"]
 
@@ -62,7 +62,8 @@ def list_dicom(source: Path) -> list[Path]:
 def find_candidates(source: Path, facts: Mapping[str, Any]) -> list[Candidate]:
     """Return every candidate of a folder or a file.
 
-    ``facts``: attributes that the user states about NIfTI files. Raises InputRefused for a JSON file that is none.
+    ``facts``: attributes that the user states about NIfTI files. Raises InputRefused for a JSON file that is none, and
+    for a table of participants that says nothing usable.
     """
     paths = list_files(source)
     found = [_describe_nifti(path, facts) for path in paths if images.is_nifti(path)]
@@ -106,7 +107,10 @@ def _is_dicom(path: Path) -> bool:
 def _describe_nifti(path: Path, facts: Mapping[str, Any]) -> Candidate:
     subject = _SUBJECT.search(path.name)
     group = subject[1] if subject else str(path.parent)
-    attributes = nifti_facts.read_stated(path, facts)
+    own, of_subject = nifti_facts.read_stated(path, facts), participants.read_participant(path)
+    if differing := [keyword for keyword, value in of_subject.items() if own.get(keyword, value) != value]:
+        raise InputRefused(f"{path.name}: {participants.TABLE} and its JSON file differ in {', '.join(differing)}")
+    attributes = of_subject | own
     if images.is_marked(path):
         attributes["SyntheticData"] = "YES"
     return Candidate("nifti", path.name, (path,), group, attributes)

@@ -22,7 +22,7 @@ from dicomnode.nifti import facts, images, series
 from dicomnode.nifti.images import NiftiImage
 from dicomnode.reading.frames import read_header
 from dicomnode.routing.routing import MAIN_INPUT
-from pipelines.contract import Labels, Note, Pipeline, Progress
+from pipelines.contract import Labels, Note, Pipeline, Progress, Refused
 
 __all__ = ["LocalRun", "prepare"]
 
@@ -68,7 +68,15 @@ class LocalRun:
             created_at=datetime.now(UTC),
             notes=tuple(self._notes()),
         )
-        return processing.run_task(task, config, progress=progress)
+        try:
+            return processing.run_task(task, config, progress=progress)
+        except (Refused, InputRefused) as error:
+            raise type(error)(self._name_options(str(error))) from error
+
+    def _name_options(self, reason: str) -> str:
+        """Return a reason with the options that state the facts of NIfTI files, which have no attributes."""
+        files = {name: each.kind == "nifti" for name, each in self.choice.inputs.items()}
+        return facts.name_options(reason, files, main=next(iter(files)))
 
     def _notes(self) -> list[Note]:
         names = {name: each.name for name, each in self.choice.inputs.items() if each.kind == "nifti"}

@@ -12,10 +12,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from pydicom.datadict import tag_for_keyword
+
 from dicomnode.errors import InputRefused
 from dicomnode.nifti.images import strip_suffix
 
-__all__ = ["KEYWORDS", "list_unknown", "parse_fact", "read_stated"]
+__all__ = ["KEYWORDS", "list_unknown", "name_options", "parse_fact", "parse_value", "read_stated"]
 
 KEYWORDS = MappingProxyType({
     "modality": "Modality", "manufacturer": "Manufacturer", "body_part": "BodyPartExamined", "image_type": "ImageType",
@@ -26,6 +28,12 @@ KEYWORDS = MappingProxyType({
     "decay_correction": "DecayCorrection", "description": "SeriesDescription",
 })  # fmt: skip
 """Attribute of DICOM that holds a fact, by the fact's name in input contracts."""
+_TAG = re.compile(r"\([0-9A-Fa-f]{4},[0-9A-Fa-f]{4}\)")
+_FACT_OF_TAG = MappingProxyType({
+    f"({tag >> 16:04X},{tag & 0xFFFF:04X})": fact
+    for fact, keyword in KEYWORDS.items()
+    for tag in [tag_for_keyword(keyword) or 0]
+})  # fmt: skip
 _OF = {"MR": ("te_ms", "ti_ms", "tr_ms", "field_strength_t", "body_part", "age_years"),
        "PT": ("units", "corrections", "tracer", "weight_kg", "body_part"),
        "CT": ("body_part", "age_years")}  # fmt: skip
@@ -72,7 +80,7 @@ def parse_fact(text: str) -> tuple[str, str, Any]:
     input_name, _, fact = key.rpartition(".")
     if not equals or not value or fact not in KEYWORDS:
         raise ValueError(f"{text!r} is not [INPUT.]FACT=VALUE with a FACT of: {', '.join(KEYWORDS)}")
-    return input_name, KEYWORDS[fact], _parse_value(fact, value)
+    return input_name, KEYWORDS[fact], parse_value(fact, value)
 
 
 def list_unknown(attributes: Mapping[str, Any]) -> list[str]:
@@ -80,7 +88,30 @@ def list_unknown(attributes: Mapping[str, Any]) -> list[str]:
     return [fact for fact in _OF.get(str(attributes.get("Modality")), ()) if KEYWORDS[fact] not in attributes]
 
 
-def _parse_value(fact: str, value: str) -> Any:
+def name_options(reason: str, files: Mapping[str, bool], main: str) -> str:
+    """Return a reason to refuse inputs with the option that states a fact in place of its tag.
+
+    ``files``: for each input by name, whether it is a NIfTI file, which has no attributes. What a reason says about an
+    input begins with its name, else it is about ``main``.
+    """
+    parts = []
+    for part in reason.split("; "):
+        name = part.partition(": ")[0]
+        name = name if name in files else main
+        parts.append(_name_options_in(part, "" if name == main else f"{name}.") if files.get(name) else part)
+    return "; ".join(parts)
+
+
+def _name_options_in(part: str, prefix: str) -> str:
+    def name_option(found: re.Match[str]) -> str:
+        fact = _FACT_OF_TAG.get(found[0].upper())
+        return f"(--fact {prefix}{fact}=...)" if fact else found[0]
+
+    return _TAG.sub(name_option, part)
+
+
+def parse_value(fact: str, value: str) -> Any:
+    """Return the value of a fact as its attribute of DICOM holds it. Raises ValueError."""
     if fact in _NUMBERS:
         try:
             number = float(value)

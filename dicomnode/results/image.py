@@ -6,6 +6,7 @@ that class which older readers ignore.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -24,7 +25,7 @@ from dicomnode.results.provenance import LONGEST_COMMENT
 from dicomnode.results.wording import LONGEST_LO, cut_words
 from pipelines.contract import Image, StoredSlices
 
-__all__ = ["DERIVATION", "check_values", "display_window", "set_window", "write"]
+__all__ = ["DERIVATION", "check_values", "display_window", "set_window", "state_synthetic_frames", "write"]
 
 DERIVATION = ("SYNTHESIS", "99DICOMNODE", "Image computed by a trained generative model")
 SYNTHETIC_FRAME = "SYNTHETIC SLICE: estimated from its neighbours, not measured"
@@ -74,7 +75,7 @@ def write(image: Image, context: Context, number: int, *, labelled: bool, single
     _pixels(ds, frames, stored, image.volume.unit)
     set_mapping(ds, image.volume.unit, stored.factor, cut_words(image.description), (0, _WHITE))
     _functional_groups(ds, geometry, image.slice_thickness_mm)
-    _state_synthetic_frames(ds, image, geometry)
+    state_synthetic_frames(ds, image, geometry.arrange(np.arange(image.volume.grid.shape[0])).tolist())
     words = f"{cut_words(image.description, _LONGEST_LABELLED)} (labelled)" if labelled else image.description
     note = " The label lies in added rows below the image." if labelled else ""
     name = f"{image.name}/{kind}/single" if single else f"{image.name}/{kind}"
@@ -141,12 +142,15 @@ def _keep_stored_values(data: NDArray[np.float32], slices: StoredSlices, name: s
     return _Stored(frames, decimal(slices.slope), decimal(intercept), display_window(data), 1)
 
 
-def _state_synthetic_frames(ds: Dataset, image: Image, geometry: FrameGeometry) -> None:
-    """Write whether each frame was measured into Frame Comments (PS3.3 C.7.6.16.2.2), where only some were not."""
+def state_synthetic_frames(ds: Dataset, image: Image, slices: Sequence[int]) -> None:
+    """Write whether each frame was measured into Frame Comments (PS3.3 C.7.6.16.2.2), where only some were not.
+
+    ``slices``: for each frame of ``ds``, its slice of the image.
+    """
     if not image.synthetic_slices:
         return
-    synthetic = geometry.arrange(np.isin(np.arange(image.volume.grid.shape[0]), image.synthetic_slices))
-    for frame, is_synthetic in zip(ds.PerFrameFunctionalGroupsSequence, synthetic, strict=True):
+    for frame, k in zip(ds.PerFrameFunctionalGroupsSequence, slices, strict=True):
+        is_synthetic = k in image.synthetic_slices
         frame.FrameContentSequence[0].FrameComments = SYNTHETIC_FRAME if is_synthetic else MEASURED_FRAME
 
 

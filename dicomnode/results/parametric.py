@@ -9,7 +9,7 @@ import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 
-from dicomnode.errors import InputRefused
+from dicomnode.errors import GeometryError, InputRefused
 from dicomnode.results import image as images_of
 from dicomnode.results import planes
 from dicomnode.results.header import (
@@ -90,7 +90,7 @@ def write_image(image: Image, context: Context, number: int) -> Dataset:
     )  # fmt: skip
     images_of.check_values(image)
     if sources_on_grid := planes.find_series_on(context.sources, image.volume.grid):
-        return write(as_map, context, number, sources_on_grid, "/parametric")
+        return _state_frames(write(as_map, context, number, sources_on_grid, "/parametric"), image)
     frames = images_of.write(
         image, context, number, labelled=False
     )  # to lie on; it is not sent, so nothing refers to it
@@ -99,6 +99,15 @@ def write_image(image: Image, context: Context, number: int) -> Dataset:
     for frame in ds.PerFrameFunctionalGroupsSequence:
         del frame.DerivationImageSequence
     del ds.ReferencedSeriesSequence
+    return _state_frames(ds, image)
+
+
+def _state_frames(ds: Dataset, image: Image) -> Dataset:
+    """Return the object with the statement which of its frames are synthetic, where only some are."""
+    slices = planes.list_slices([ds], image.volume.grid)
+    if slices is None:
+        raise GeometryError(f"result '{image.name}': the frames are not on its grid of {image.volume.grid.shape}")
+    images_of.state_synthetic_frames(ds, image, slices)
     return ds
 
 

@@ -14,7 +14,7 @@ from dicomnode.errors import GeometryError
 from dicomnode.reading.frames import Frame, frames_of
 from pipelines.contract import Grid
 
-__all__ = ["arrange_frames", "find_series_on", "set_pixel_measures"]
+__all__ = ["arrange_frames", "find_series_on", "list_slices", "set_pixel_measures"]
 
 _ALONG = 0.25
 """How far from its regular place a frame may lie, in steps: sources are as even as scanners make them."""
@@ -28,7 +28,7 @@ def find_series_on(sources: Sequence[Dataset], grid: Grid) -> list[Dataset]:
     series: dict[str, list[Dataset]] = {}
     for source in sources:
         series.setdefault(str(source.get("SeriesInstanceUID", "")), []).append(source)
-    return next((images for images in series.values() if _slices(images, grid) is not None), [])
+    return next((images for images in series.values() if list_slices(images, grid) is not None), [])
 
 
 def arrange_frames(volume: NDArray[Scalar], grid: Grid, images: Sequence[Dataset], name: str) -> NDArray[Scalar]:
@@ -37,7 +37,7 @@ def arrange_frames(volume: NDArray[Scalar], grid: Grid, images: Sequence[Dataset
     A labelled image has a band of rows, perhaps columns, after the last; they are zero. Raises ``GeometryError`` when
     the frames are not the slices of the grid.
     """
-    slices = _slices(images, grid)
+    slices = list_slices(images, grid)
     if slices is None or volume.shape != grid.shape:
         raise GeometryError(f"result '{name}' of shape {volume.shape}: the images are not on its grid of {grid.shape}")
     more = (0, images[0].Rows - grid.shape[1], images[0].Columns - grid.shape[2])
@@ -55,7 +55,7 @@ def set_pixel_measures(ds: Dataset, grid: Grid, thickness_mm: float) -> None:
     )
 
 
-def _slices(images: Sequence[Dataset], grid: Grid) -> list[int] | None:
+def list_slices(images: Sequence[Dataset], grid: Grid) -> list[int] | None:
     """Return the slice number of each frame, in the order of the frames; None unless each slice has one frame."""
     if len(images) > 1 and any(image.get("NumberOfFrames") for image in images):
         return None  # highdicom refers to one multi-frame object or to several single frames

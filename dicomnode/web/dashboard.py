@@ -34,6 +34,7 @@ from dicomnode.web import (
     try_actions,
     try_page,
     try_upload,
+    viewer_opening,
 )
 from dicomnode.web.context import WebContext, flash_message, paginate, parse_page_number
 from dicomnode.web.forms import Form
@@ -90,6 +91,7 @@ def create_router(
     study_page.add_routes(routes, context)
     reading_page.add_routes(routes, context)
     reading_decision.add_routes(routes, context)
+    viewer_opening.add_routes(routes, context)
     queue_pages.add_routes(routes, context)
     node_pages.add_routes(routes, context)
     sender_pages.add_routes(routes, context)

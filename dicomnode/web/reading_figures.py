@@ -52,10 +52,11 @@ def _title(kind: str, caption: str) -> str:
     return "Uncertainty" if kind == "map" and "standard deviation" in caption.lower() else _TITLES[kind]
 
 
-def choose_layout(session: Session, job: Job, spool_dir: Path, slice_index: int) -> Layout | None:
+def choose_layout(session: Session, job: Job, spool_dir: Path, slice_index: int | None) -> Layout | None:
     """Choose the series that a viewer shows side by side: the source, and the image that the masks lie on.
 
-    ``slice_index``: of the first image of the result; the slices of a source may have another order in a viewer.
+    ``slice_index``: of the first image of the result, None for the middle; the slices of a source may have another
+    order in a viewer.
     """
     priors = contents.list_prior_series(session, job.id)
     inputs = contents.list_input_series(session, [job.id]).get(job.id, [])

@@ -29,7 +29,7 @@ from dicomnode.web.reading_table import build_table, choose_slice
 from dicomnode.web.template_filters import FILTERS
 from dicomnode.web.viewer import reading_url, viewer_url
 
-__all__ = ["Summary", "add_routes", "summarize_job"]
+__all__ = ["Summary", "add_routes", "list_readable", "summarize_job"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def add_routes(routes: APIRouter, context: WebContext) -> None:
     ) -> HTMLResponse:
         with context.readers() as session:
             study = studies.find_by_uid(session, require_uid(uid))
-            results = _list_readable(session, study) if study is not None else []
+            results = list_readable(session, study) if study is not None else []
             chosen = next((each for each in results if each.id == job or (not job and not each.is_trial)), None)
             if study is None or chosen is None:
                 return context.error_page(404, _describe_none(results), f"/studies/{uid}" if study else "/")
@@ -78,7 +78,7 @@ def summarize_job(session: Session, job: Job) -> Summary:
     return Summary(sentence, tuple(summary.find_remarks(measurements)), prior_date)
 
 
-def _list_readable(session: Session, study: Study) -> list[Job]:
+def list_readable(session: Session, study: Study) -> list[Job]:
     """Return the study's jobs with a result to read, each the newest first; discarded ones, then trials, are last."""
     query = select(Job).where(Job.study_id == study.id, Job.shadow_of_id.is_(None))
     found = [

@@ -1,4 +1,4 @@
-"""/viewer: OHIF's files, with a configuration for this node's own DICOMweb roots."""
+"""/viewer/: OHIF's files, with a configuration for this node's own DICOMweb roots."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from urllib.parse import urlencode
 
 from fastapi import APIRouter
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, Response
 
 from dicomnode.config import Config
 from dicomnode.web import ohif
@@ -62,12 +61,6 @@ def create_router(config: Config) -> APIRouter:
     """Create the routes of the viewer."""
     routes = APIRouter()
     folder = ohif.viewer_folder(config.web)
-
-    @routes.get("/viewer")
-    def front(request: Request) -> Response:
-        target = "viewer/node" if "StudyInstanceUIDs" in request.query_params else ""
-        query = f"?{request.url.query}" if request.url.query else ""
-        return RedirectResponse(f"{ohif.BASE}{target}{query}", 307)
 
     @routes.get("/viewer/{path:path}")
     def inside(path: str) -> Response:

@@ -82,12 +82,32 @@ function openAtMiddle({ hangingProtocolService }) {
   }
 }
 
+/** Say on every viewport whether its series was acquired or is synthetic: side by side they look alike. */
+function stateOrigin({ customizationService }) {
+  const origin = {
+    id: "dicomnodeOrigin",
+    inheritsFrom: "ohif.overlayItem",
+    label: "",
+    title: "Acquired or synthetic",
+    condition: ({ referenceInstance }) => Boolean(referenceInstance),
+    contentF: ({ referenceInstance }) => nameOrigin(referenceInstance),
+  };
+  customizationService.setCustomizations({ "viewportOverlay.topLeft": { $push: [origin] } });
+}
+
+function nameOrigin({ ImageType, SeriesDescription }) {
+  const types = [ImageType].flat();
+  if (types.includes("SYNTHETIC") || SeriesDescription?.startsWith("SYN ")) return "SYNTHETIC: research use only";
+  return types[0] === "DERIVED" ? "Received as a derived image" : "Acquired";
+}
+
 window.config.extensions.push({
   id: "@dicomnode/extension-reading",
   getHangingProtocolModule: () => [{ name: dicomnodeLayout.id, protocol: dicomnodeLayout }],
   onModeEnter({ servicesManager }) {
     const { displaySetService, cornerstoneViewportService } = servicesManager.services;
     openAtMiddle(servicesManager.services);
+    stateOrigin(servicesManager.services);
     displaySetService.subscribe(displaySetService.EVENTS.DISPLAY_SETS_ADDED, hideReports);
     displaySetService.subscribe(displaySetService.EVENTS.DISPLAY_SETS_ADDED, leaveOutFunctions);
     const changed = cornerstoneViewportService.EVENTS.VIEWPORT_VOLUMES_CHANGED;

@@ -35,6 +35,8 @@ def state_facts(plan: Plan) -> dict[str, Any]:
     }
 
 
+NO_MAGNITUDES = ("P", "PHASE", "PHASE MAP", "R", "REAL", "I", "IMAGINARY")
+"""Image types of MR images that are no magnitude, which no network of a plan was trained on."""
 HOLE_VOXELS = (0.5, 1.5)
 """Voxels of a series with missing slices, in voxels of the plan."""
 OUTPUT_LIMITS = {"hold_below": {"overlap with the source": 0.85, "edges of the source": 0.2}}
@@ -51,7 +53,10 @@ RULES: dict[str, list[dict[str, Any]]] = {
 def _state_rules(plan: Plan, name: str) -> list[dict[str, Any]]:
     """Return the input contract of a series; "image" is the one that the route matches, whatever it shows."""
     series = [each for each in (*plan.sources, *plan.targets) if name in ("image", each.name)]
-    rules: list[dict[str, Any]] = [{"fact": "modality", "one_of": sorted({each.modality for each in series})}]
+    modalities = sorted({each.modality for each in series})
+    rules: list[dict[str, Any]] = [{"fact": "modality", "one_of": modalities}]
+    if "MR" in modalities:
+        rules.append({"fact": "image_type", "none_of": list(NO_MAGNITUDES)})
     if plan.body_part:
         rules.append({"fact": "body_part", "one_of": list(plan.body_part)})
     if name != "image" and series[0].modality == "MR":
