@@ -168,6 +168,50 @@ def test_a_gap_with_two_readings_is_refused(
         volumes.read(paths, allow_gaps=True)
 
 
+def test_a_gap_beyond_any_memory_is_refused_by_name(tmp_path: Path) -> None:
+    def edit(k: int, ds: Dataset) -> None:
+        ds.ImagePositionPatient = [0, 0, k if k < 8 else 1e7 + k]
+
+    grid = make_grid("axial", (16, 9, 7), (1.0, 1.0, 1.0), (0, 0, 0))
+    paths = write_slices(tmp_path, grid, np.ones((16, 9, 7), np.uint16), edit=edit)
+    with pytest.raises(InputRefused, match="about 10000000 slices are missing between the 16 of the series"):
+        volumes.read(paths, allow_gaps=True)
+
+
+@pytest.mark.parametrize(("padding", "is_refused"), [(1, True), (0, False)], ids=["another value", "the value of air"])
+def test_padding_that_would_be_changed_is_refused(padding: int, is_refused: bool, tmp_path: Path) -> None:
+    """Padded pixels are filled by the value of air, and measured slices keep what is stored."""
+    stored = make_stored() + 5
+    stored[:, 0] = padding
+
+    def edit(_: int, ds: Dataset) -> None:
+        ds.PixelPaddingValue = padding
+
+    paths = leave_out(write_slices(tmp_path, make_oblique_grid(), stored, edit=edit), 5)
+    if is_refused:
+        with pytest.raises(InputRefused, match="pixels are padding"):
+            volumes.read(paths, allow_gaps=True)
+    else:
+        volume = volumes.read(paths, allow_gaps=True).volume
+        whole = volumes.read(write_slices(tmp_path / "whole", make_oblique_grid(), stored)).volume
+        assert np.array_equal(np.sort(volume.data[0].ravel()), np.sort(whole.data[0].ravel()))
+
+
+def test_fractions_in_measured_slices_are_refused(tmp_path: Path) -> None:
+    """A result has whole numbers: it would round them."""
+    slices = make_stored().astype(np.float32)
+    slices[3, 4, 5] += 0.25
+
+    def edit(k: int, ds: Dataset) -> None:
+        del ds.PixelData
+        ds.BitsAllocated, ds.SOPClassUID = 32, ParametricMapStorage
+        ds.FloatPixelData = slices[k].astype("<f4").tobytes()
+
+    paths = leave_out(write_slices(tmp_path, make_oblique_grid(), make_stored(), edit=edit), 5)
+    with pytest.raises(InputRefused, match="1 pixels are no whole numbers"):
+        volumes.read(paths, allow_gaps=True)
+
+
 def test_several_rescales_are_refused_since_measured_slices_keep_their_values(tmp_path: Path) -> None:
     def edit(k: int, ds: Dataset) -> None:
         ds.RescaleSlope, ds.RescaleIntercept, ds.RescaleType = str(1 + k), "0", "US"

@@ -7,6 +7,7 @@ readings is refused: two usual steps, a gap that is no whole number of steps, an
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from dicomnode.errors import InputRefused
 from dicomnode.reading.frames import Frame, cite, find_rescale
 from pipelines.contract import StoredSlices
 
-__all__ = ["UNEVEN", "describe_slices", "find_places"]
+__all__ = ["UNEVEN", "check_kept", "check_padding", "describe_slices", "find_places"]
 
 UNEVEN = 0.1
 """Largest departure of a step between slices from the median step, relative to it."""
@@ -31,11 +32,22 @@ def find_places(frames: Sequence[Frame], along_mm: NDArray[np.float64]) -> Place
     if not steps.size:
         return np.zeros(len(along_mm), np.int64)
     usual = float(np.median(steps))
+    _check_length(along_mm, usual)
     planes = np.maximum(np.rint(steps / usual), 1).astype(np.int64)
     if (planes > 1).any():
         _check_one_reading(steps, planes, usual)
         _check_stated_spacing(frames[0], usual)
     return np.concatenate([[0], np.cumsum(planes)]).astype(np.int64)
+
+
+def _check_length(along_mm: NDArray[np.float64], usual: float) -> None:
+    """Refuse a stack of which most would be missing: its volume may exceed any memory."""
+    missing = float(along_mm[-1] - along_mm[0]) / usual + 1 - len(along_mm)
+    if missing > len(along_mm):
+        raise InputRefused(
+            f"about {missing:.0f} slices are missing between the {len(along_mm)} of the series, which are "
+            f"{usual:.2f} mm apart: slices are filled where fewer are missing than were measured"
+        )
 
 
 def _check_one_reading(steps: NDArray[np.float64], planes: Places, usual: float) -> None:
@@ -76,6 +88,28 @@ def describe_slices(frames: Sequence[Frame], places: Places) -> StoredSlices:
     for frame, place in zip(frames, places, strict=True):
         numbers[int(place)] = _number(frame)
     return StoredSlices(tuple(numbers), *scale)
+
+
+def check_kept(frame: Frame, stored: NDArray[Any], values: NDArray[np.float32], slices: StoredSlices) -> None:
+    """Refuse stored values that do not come back from ``values`` (row, column) as they were: fractions, or numbers of
+    more digits than float32 has. Raises InputRefused."""
+    numbers = np.rint((values.astype(np.float64) - slices.intercept) / slices.slope)
+    changed = int((numbers != stored).sum())
+    if changed:
+        raise InputRefused(
+            f"{cite(frame.header)}: {changed} pixels are no whole numbers, or too long ones: measured slices could not "
+            "keep their stored values"
+        )
+
+
+def check_padding(stored: NDArray[np.float32], filled: NDArray[np.float32]) -> None:
+    """Refuse padding that is filled by another value than is stored. Raises InputRefused."""
+    changed = int((stored != filled).sum())
+    if changed:
+        raise InputRefused(
+            f"{changed} pixels are padding (Pixel Padding Value (0028,0120)), which is replaced by the value of air: "
+            "measured slices could not keep their stored values"
+        )
 
 
 def _number(frame: Frame) -> int:

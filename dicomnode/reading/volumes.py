@@ -22,7 +22,7 @@ from dicomnode.reading import acquisition, agreement, gaps, kinds, padding, pet
 from dicomnode.reading.frames import Frame, cite, frames_of, read_header, real_world_values, unit
 from dicomnode.reading.gaps import UNEVEN
 from dicomnode.reading.stored_values import decode_frames
-from pipelines.contract import Grid, Volume
+from pipelines.contract import Grid, StoredSlices, Volume
 
 __all__ = ["DRIFT", "UNEVEN", "Series", "read", "read_grid"]
 
@@ -73,8 +73,12 @@ def read(paths: Sequence[Path], *, allow_gaps: bool = False) -> Series:
     units = {unit(frame) for frame in stack.frames}
     if len(units) > 1:
         raise InputRefused(f"the slices are in several units: {', '.join(sorted(units))}")
-    data, padded = _data(stack, {id(ds): path for path, ds in files})
+    slices = gaps.describe_slices(stack.frames, stack.places) if allow_gaps else None
+    data, padded = _data(stack, {id(ds): path for path, ds in files}, slices)
+    stored = data[padded]
     padding.fill(data, padded, min(units))
+    if slices:
+        gaps.check_padding(stored, data[padded])
     facts = acquisition.facts(stack.frames) | {
         "spacing_mm": stack.grid.spacing_mm,
         "slice_thickness_mm": stack.thickness_mm,
@@ -82,7 +86,6 @@ def read(paths: Sequence[Path], *, allow_gaps: bool = False) -> Series:
         "matrix": stack.grid.shape[1:],
         "uneven_steps_mm": stack.unevenness_mm,
     }
-    slices = gaps.describe_slices(stack.frames, stack.places) if allow_gaps else None
     return Series(Volume(data, stack.grid, units.pop(), stack.thickness_mm, slices), facts, _headers(stack))
 
 
@@ -255,8 +258,13 @@ def _step(
     return mean, unevenness
 
 
-def _data(stack: _Stack, path_of: dict[int, Path]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Return real-world values (k, j, i) and where they are padding; instances are decoded one at a time."""
+def _data(
+    stack: _Stack, path_of: dict[int, Path], slices: StoredSlices | None
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Return real-world values (k, j, i) and where they are padding; instances are decoded one at a time.
+
+    ``slices``: of a series whose slices have to keep their stored values.
+    """
     data, padded = np.zeros(stack.grid.shape, np.float32), np.zeros(stack.grid.shape, bool)
     held_by: dict[int, list[tuple[int, Frame]]] = {}
     for k, frame in zip(stack.places.tolist(), stack.frames, strict=True):
@@ -269,6 +277,8 @@ def _data(stack: _Stack, path_of: dict[int, Path]) -> tuple[NDArray[np.float32],
             count = int((~np.isfinite(data[k]) & ~padded[k]).sum())
             if count:
                 raise InputRefused(f"{cite(frame.header)}, slice {k + 1}: {count} pixels are not finite numbers")
+            if slices:
+                gaps.check_kept(frame, pixels[frame.number], data[k], slices)
     return data, padded
 
 
