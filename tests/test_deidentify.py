@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import stat
 import warnings
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import highdicom as hd
 import numpy as np
@@ -24,6 +25,7 @@ from dicomnode.deidentify.secret import Secret
 from dicomnode.errors import ConfigError, InputRefused
 from dicomnode.results import marking
 from dicomnode.results.provenance import read_record
+from pipelines.contract import Image
 from tests.findings import NOW, PROVENANCE, grid, make_findings, save, source
 from tests.identifying import find_identifiers_left, load_config, make_deidentifier
 from tests.peers import write_instance
@@ -270,6 +272,24 @@ def test_results_keep_their_marks_and_lose_what_they_quote(tmp_path: Path) -> No
     assert read_record(plain)["acquisition"] == {"modality": "MR"}
     assert read_record(plain)["parameters"] == {"steps": 4}
     assert read_record(retained)["acquisition"]["age_years"] == 90
+
+
+@pytest.mark.parametrize("kind", ["single", "multiframe"])
+def test_a_copy_says_which_slices_of_a_result_are_synthetic(
+    tmp_path: Path, kind: Literal["single", "multiframe"]
+) -> None:
+    config = ResultsConfig(labelled=False, report=False, image_kind=kind)
+    image = make_findings(grid("axial")).findings[0]
+    assert isinstance(image, Image)
+    objects = results.write([replace(image, synthetic_slices=(1,))], (source("mr"),), PROVENANCE, config, NOW)
+    said = []
+    for ds in objects:
+        copy = deidentify(ds, tmp_path)
+        frames = copy.get("PerFrameFunctionalGroupsSequence") or []
+        said += [str(frame.FrameContentSequence[0].FrameComments) for frame in frames] or [str(copy.ImageComments)]
+    assert len(said) == 4
+    assert sum(each.startswith("SYNTHETIC") for each in said) == 1
+    assert sum(each.startswith("Measured") for each in said) == 3
 
 
 def test_a_foreign_report_loses_its_words_and_keeps_its_numbers(tmp_path: Path) -> None:

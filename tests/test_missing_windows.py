@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from pydicom.uid import EnhancedMRImageStorage
 
 from dicomnode.web.dicomweb import REVIEW, ROOT, VIEW
 from dicomnode.web.missing_windows import EXPLANATION, add_missing_window
+from tests.peers.files import write_instance
 from tests.series import write_enhanced
 from tests.web_node import Web, web
 from tests.web_studies import make_grid, make_head, make_series, receive, study_uid
@@ -79,6 +81,26 @@ def test_the_window_of_a_frame_counts(web: Web, tmp_path: Path, has_window: bool
     study = web.get(f"{VIEW}/studies").json()[0]["0020000D"]["Value"][0]
     ((centre, *_),) = read_windows(web, VIEW, study)
     assert (centre is None) == has_window
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"00281050": {"vr": "LO", "Value": ["40"]}, "00281051": {"vr": "LO", "Value": ["80"]}},
+        {"00281050": {"vr": "DS", "Value": [40]}, "00281051": {"vr": "SQ", "Value": [{}]}},
+        {"00281050": {"vr": "UN", "InlineBinary": "NDA="}, "00281051": {"vr": "UN", "InlineBinary": "ODA="}},
+        {"00289132": {"vr": "LO", "Value": ["40"]}},
+        {"52009229": {"vr": "LO", "Value": ["40"]}, "52009230": {"vr": "SQ", "Value": [{"00289132": {"vr": "LO"}}]}},
+        {"52009229": {"vr": "SQ", "Value": [{"00289132": {"vr": "LO", "Value": ["40"]}}]}},
+    ],
+)
+def test_a_window_of_an_odd_representation_is_none(odd: dict[str, Any], tmp_path: Path) -> None:
+    """The viewer reads numbers: it shows such an image as one without a window."""
+    write_instance(tmp_path / "a.dcm")
+    image = {"00280004": {"vr": "CS", "Value": ["MONOCHROME2"]}, "7FE00010": {"vr": "OW", "BulkDataURI": "x"}}
+    found = json.loads(add_missing_window(json.dumps(image | odd).encode(), [tmp_path / "a.dcm"]))
+    assert [found[tag]["vr"] for tag in WINDOW] == ["DS", "DS", "LO"]
+    assert found[WINDOW[1]]["Value"][0] > 100
 
 
 def test_a_file_without_pixels_that_can_be_read_gets_no_window(tmp_path: Path) -> None:
