@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from datetime import datetime
 from typing import Any
@@ -20,13 +20,17 @@ __all__ = [
     "ClaimedReport",
     "DuplicateTransaction",
     "Verdict",
+    "check_transaction",
     "claim",
     "claim_due",
     "find_instances",
     "find_quarantined",
     "give_back",
+    "give_up_due",
     "give_up_old",
     "list_due_titles",
+    "lock_studies",
+    "mark_committed",
     "mark_failed",
     "mark_sent",
     "record",
@@ -66,25 +70,62 @@ class ClaimedReport:
 
 
 def find_instances(session: Session, uids: Collection[str]) -> dict[str, Instance]:
-    """Return by SOP Instance UID the received instances that the node holds, with their studies locked.
-
-    The locks keep retention from expiring an instance between the look and the commitment.
-    """
-    for each in _in_parts(Instance.sop_instance_uid, uids):
-        of_study = select(Series.study_id).join(Instance, Instance.series_id == Series.id).where(each)
-        session.execute(select(Study.id).where(Study.id.in_(of_study)).order_by(Study.id).with_for_update())
+    """Return by SOP Instance UID the received instances that the node holds."""
     held = Instance.expired_at.is_(None)
     rows = (session.scalars(select(Instance).where(each, held)) for each in _in_parts(Instance.sop_instance_uid, uids))
     return {row.sop_instance_uid: row for part in rows for row in part}
 
 
-def find_quarantined(session: Session, uids: Collection[str], ae_title: str) -> set[str]:
-    """Return the SOP Instance UIDs of which other content is undecided, or was discarded after this sender sent it."""
+def lock_studies(session: Session, uids: Collection[str], *, at_once: int = _AT_ONCE) -> None:
+    """Lock the studies of the instances, in the order of their numbers, until the end of the transaction.
+
+    No instance of them expires before, and none gets other content. ``at_once``: number of studies in one statement.
+    """
+    parts = _in_parts(Instance.sop_instance_uid, uids)
+    queries = (select(Series.study_id).join(Instance, Instance.series_id == Series.id).where(each) for each in parts)
+    numbers = sorted({number for query in queries for number in session.scalars(query)})
+    for at in range(0, len(numbers), at_once):
+        locked = select(Study.id).where(Study.id.in_(numbers[at : at + at_once]))
+        session.execute(locked.order_by(Study.id).with_for_update())
+
+
+def find_quarantined(session: Session, uids: Collection[str], sender: Sender) -> set[str]:
+    """Return the SOP Instance UIDs of which other content is undecided, or was discarded after this sender sent it.
+
+    A sender is known by its AE title or its address: many scanners send under one title and ask under another.
+    """
     undecided = Quarantine.state == QuarantineState.KEPT
-    discarded = (Quarantine.state == QuarantineState.DISCARDED) & (Quarantine.sender_ae_title == ae_title)
+    is_sender = (Quarantine.sender_ae_title == sender.ae_title) | (Quarantine.sender_address == sender.address)
+    discarded = (Quarantine.state == QuarantineState.DISCARDED) & is_sender
     parts = _in_parts(Quarantine.sop_instance_uid, uids)
     queries = (select(Quarantine.sop_instance_uid).where(each, undecided | discarded) for each in parts)
     return {uid for query in queries for uid in session.scalars(query)}
+
+
+def mark_committed(session: Session, digests: Mapping[str, str], *, now: datetime) -> set[str]:
+    """Mark the instances that are still held with that content as committed; return their SOP Instance UIDs.
+
+    ``digests``: SHA-256 by SOP Instance UID. Their studies have to be locked.
+    """
+    held = find_instances(session, digests.keys())
+    marked = {uid for uid, row in held.items() if row.sha256 == digests[uid]}
+    for part in _in_parts(Instance.sop_instance_uid, marked):
+        session.execute(update(Instance).where(part).values(committed_at=now))
+    return marked
+
+
+def check_transaction(
+    session: Session, transaction_uid: str, sender: Sender, uids: Collection[str]
+) -> CommitmentRequest | None:
+    """Return the earlier request, locked, that this one repeats, or None.
+
+    Raises DuplicateTransaction where the Transaction UID is that of another request.
+    """
+    same = select(CommitmentRequest).where(CommitmentRequest.transaction_uid == transaction_uid)
+    row = session.scalar(same.with_for_update())
+    if row is not None and (row.ae_title != sender.ae_title or {each[1] for each in row.verdicts} != set(uids)):
+        raise DuplicateTransaction(f"commitment request {row.id} has the same Transaction UID")
+    return row
 
 
 def record(
@@ -94,22 +135,17 @@ def record(
 
     Raises DuplicateTransaction where the Transaction UID is that of another request.
     """
-    same = select(CommitmentRequest).where(CommitmentRequest.transaction_uid == transaction_uid)
-    row = session.scalar(same.with_for_update())
+    row = check_transaction(session, transaction_uid, sender, [each.sop_instance_uid for each in verdicts])
     if row is None:
         row = CommitmentRequest(transaction_uid=transaction_uid, ae_title=sender.ae_title, attempts=0)
         session.add(row)
-    elif row.ae_title != sender.ae_title or {each[1] for each in row.verdicts} != _uids(verdicts):
-        raise DuplicateTransaction(f"commitment request {row.id} has the same Transaction UID")
     elif row.state is not ReportState.WAITING:
         leases.give_back(session, row, ReportState.WAITING, reason="requested again", now=now)
     row.address, row.verdicts = sender.address, [list(astuple(each)) for each in verdicts]
     row.created_at = row.not_before = now
     session.flush()
-    committed = [each.sop_instance_uid for each in verdicts if each.is_committed]
-    for part in _in_parts(Instance.sop_instance_uid, committed):
-        session.execute(update(Instance).where(part).values(committed_at=now))
-    detail = {"by": sender.ae_title, "committed": len(committed), "refused": len(verdicts) - len(committed)}
+    committed = sum(each.is_committed for each in verdicts)
+    detail = {"by": sender.ae_title, "committed": committed, "refused": len(verdicts) - committed}
     audit.append(session, subject=row.__tablename__, subject_id=row.id, event="requested", detail=detail, now=now)
     return row
 
@@ -159,13 +195,21 @@ def give_up_old(session: Session, *, created_before: datetime, now: datetime) ->
     """Give up every report that has waited since before ``created_before``; return how many."""
     rows = OUTBOX.lock_old(session, created_before=created_before)
     for row in rows:
-        row.reason = f"given up: {row.reason or 'never tried'}"
-        audit.transition(session, row, ReportState.GIVEN_UP, reason=row.reason, now=now)
+        _give_up(session, row, row.reason or "never tried", now)
     return len(rows)
 
 
-def _uids(verdicts: Sequence[Verdict]) -> set[str]:
-    return {each.sop_instance_uid for each in verdicts}
+def give_up_due(session: Session, ae_title: str, *, reason: str, now: datetime) -> int:
+    """Give up the reports that are due to the AE title; return how many."""
+    rows = session.scalars(OUTBOX.select_due(address=ae_title, limit=None, now=now)).all()
+    for row in rows:
+        _give_up(session, row, reason, now)
+    return len(rows)
+
+
+def _give_up(session: Session, row: CommitmentRequest, reason: str, now: datetime) -> None:
+    row.reason = f"given up: {reason}"
+    audit.transition(session, row, ReportState.GIVEN_UP, reason=row.reason, now=now)
 
 
 def _in_parts(column: InstrumentedAttribute[str], uids: Collection[str]) -> Iterator[Any]:

@@ -67,7 +67,7 @@ class Outbox(Generic[Message]):
     waiting: StrEnum
     sending: StrEnum
 
-    def select_due(self, *, address: str | None, limit: int, now: datetime) -> Select[Any]:
+    def select_due(self, *, address: str | None, limit: int | None, now: datetime) -> Select[Any]:
         """Return the statement for what waits for the receiver, or for all, and is due; the oldest first, locked."""
         query = select(self.table).where(self.table.state == self.waiting, self.table.not_before <= now)
         query = query if address is None else query.where(self.address == address)

@@ -21,6 +21,7 @@
     └── PeerError              another application entity
         ├── PeerUnreachable        no association or no answer
         └── PeerRefused            the peer answered with a refusal
+            └── NotOffered             the peer does not offer the SOP class
 
 ``dicom_status`` answers the request when the error reaches the wire (PS3.4 B.2.3, C.4); ``retry`` says whether the same
 work may succeed later. Messages name the fault and its place, never a patient.
@@ -43,6 +44,7 @@ __all__ = [
     "NotAllowed",
     "NotFound",
     "NotMarked",
+    "NotOffered",
     "NotSent",
     "OutOfSpace",
     "OverRate",
@@ -168,3 +170,7 @@ class PeerUnreachable(PeerError):
 
 class PeerRefused(PeerError):
     """The peer answered with a refusal."""
+
+
+class NotOffered(PeerRefused):
+    """The peer does not offer the SOP class."""

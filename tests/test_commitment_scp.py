@@ -18,18 +18,22 @@ from pynetdicom.dimse_messages import N_ACTION_RQ
 from pynetdicom.dimse_primitives import N_ACTION
 from pynetdicom.pdu import P_DATA_TF
 from pynetdicom.sop_class import StorageCommitmentPushModel, StorageCommitmentPushModelInstance
+from sqlalchemy import event, update
 from sqlalchemy.orm import Session, sessionmaker
 
+from db import commitments
 from db import engine as engines
-from db.models import CommitmentRequest, Event
+from db.models import CommitmentRequest, Event, Instance, Study
 from db.states import ReportState
-from dicomnode.commitment import information, reporting
+from db.studies import Sender
+from dicomnode.commitment import information, judging, reporting
 from dicomnode.config import Config, Peer
 from dicomnode.config.retention import RetentionConfig
 from dicomnode.config.senders import SenderConfig
 from dicomnode.dimse.associations import association
 from dicomnode.errors import NotAllowed, PeerRefused
 from dicomnode.ingest import quarantined
+from dicomnode.storage import spool
 from tests.peers import Orthanc, wait_for, write_instance
 from tests.raw_associations import RawAssociation
 from tests.receivers import Receiver, Start, make_instances, receiver, start
@@ -43,7 +47,7 @@ TRANSACTION = "1.2.826.0.1.3680043.8.498.4711"
 
 
 class Reports:
-    """Reports that a requester received, and its answers to them."""
+    """Reports that a requester received, and its answers to them; ``arrived``: one was answered."""
 
     def __init__(self, answers: Sequence[int] = ()) -> None:
         self.received: list[tuple[int, Dataset]] = []
@@ -52,8 +56,12 @@ class Reports:
 
     def handle(self, event: evt.Event) -> tuple[int, None]:
         self.received.append((event.event_type, event.event_information))
-        self.arrived.set()
         return next(self._answers, 0x0000), None
+
+    def note_answer(self, event: evt.Event) -> None:
+        """Note that an answer is on its way: pynetdicom cannot send one while it releases the association."""
+        if self.received and isinstance(event.pdu, P_DATA_TF):
+            self.arrived.set()
 
     @property
     def last(self) -> Dataset:
@@ -72,7 +80,9 @@ class Reports:
 @contextmanager
 def requester(receiver: Receiver, reports: Reports | None = None, *, ae_title: str = "SENDER") -> Iterator[Association]:
     peer = Peer(name="node", ae_title="DICOMNODE", port=receiver.port)
-    handlers: list[Any] = [(evt.EVT_N_EVENT_REPORT, reports.handle)] if reports else []
+    handlers: list[Any] = []
+    if reports is not None:
+        handlers = [(evt.EVT_N_EVENT_REPORT, reports.handle), (evt.EVT_PDU_SENT, reports.note_answer)]
     contexts = [build_context(MODEL)]
     with association(peer, contexts, calling_aet=ae_title, timeout_s=30, handlers=handlers) as assoc:
         yield assoc
@@ -126,12 +136,12 @@ def sessions_of(receiver: Receiver) -> sessionmaker[Session]:
 
 
 @contextmanager
-def listening(reports: Reports, *, accept_role: bool = True) -> Iterator[Peer]:
+def listening(reports: Reports, *, ae_title: str = "SCANNER", accept_role: bool = True) -> Iterator[Peer]:
     """Run a requester that takes reports over associations that the node opens."""
-    ae = AE("SCANNER")
+    ae = AE(ae_title)
     ae.add_supported_context(MODEL, scu_role=accept_role, scp_role=accept_role)
     server = ae.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_N_EVENT_REPORT, reports.handle)])
-    yield Peer(name="scanner", ae_title="SCANNER", port=server.socket.getsockname()[1])
+    yield Peer(name="scanner", ae_title=ae_title, port=server.socket.getsockname()[1])
     server.shutdown()
 
 
@@ -199,6 +209,84 @@ def test_an_instance_whose_other_content_is_in_quarantine_is_not_committed(
     assert reports.failed == {two[0].sop_instance_uid: 0x0110}
 
 
+@pytest.mark.parametrize(("ae_title", "address"), [("OTHER", "10.0.0.9"), ("ASKS_BY_IT", "127.0.0.1")])
+def test_discarded_content_is_not_committed_to_its_sender_under_whatever_title(
+    receiver: Receiver, two: list[Encoded], tmp_path: Path, ae_title: str, address: str
+) -> None:
+    write_instance(tmp_path / "other.dcm", SOPInstanceUID=two[0].sop_instance_uid, SeriesDescription="other")
+    other = read_encoded(tmp_path / "other.dcm").with_changes(sop_instance_uid=two[0].sop_instance_uid)
+    store_all(receiver.port, [other], tmp_path / "again", ae_title="OTHER")
+    with sessions_of(receiver).begin() as session:
+        quarantined.discard(session, receiver.config, 1, reason="the old one is right", now=datetime.now(UTC))
+    uid = two[0].sop_instance_uid
+    with sessions_of(receiver)() as session:
+        assert commitments.find_quarantined(session, [uid], Sender(ae_title, address)) == {uid}
+        assert commitments.find_quarantined(session, [uid], Sender("SENDER", "10.0.0.1")) == set()
+
+
+def test_a_large_request_is_committed_in_parts_and_no_file_is_looked_at_in_a_transaction(
+    receiver: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objects = make_instances(tmp_path / "in", 5)
+    store_all(receiver.port, objects, tmp_path / "sent")
+    sessions, sender = sessions_of(receiver), Sender("SENDER", "127.0.0.1")
+    find, seen = spool.path, list[str]()
+
+    def look(root: Path, sha256: str) -> Path:
+        with sessions.begin() as session:  # on SQLite this waits for ever while another one writes
+            seen.append(sha256)
+            session.execute(update(Study).values(last_received_at=datetime.now(UTC)))
+        return find(root, sha256)
+
+    monkeypatch.setattr(spool, "path", look)
+    references = [*map(refer, objects), (MR, "1.2.3.4")]
+    verdicts = judging.commit_instances(
+        sessions, receiver.config.spool_dir, references, sender, now=lambda: datetime.now(UTC), at_once=2
+    )
+    assert [each.failure_reason for each in verdicts] == [0, 0, 0, 0, 0, 0x0112]
+    assert len(seen) == 5
+    assert all(row.committed_at for row in receiver.rows())
+
+
+def test_what_expires_between_the_look_at_its_file_and_the_mark_is_not_committed(
+    receiver: Receiver, two: list[Encoded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sessions, find = sessions_of(receiver), spool.path
+
+    def expire(root: Path, sha256: str) -> Path:
+        with sessions.begin() as session:
+            expired = update(Instance).where(Instance.sop_instance_uid == two[0].sop_instance_uid)
+            session.execute(expired.values(expired_at=datetime.now(UTC)))
+        return find(root, sha256)
+
+    monkeypatch.setattr(spool, "path", expire)
+    reports = Reports()
+    with requester(receiver, reports) as assoc:
+        assert ask(assoc, [refer(each) for each in two]) == 0x0000
+        assert reports.arrived.wait(30)
+    assert reports.failed == {two[0].sop_instance_uid: 0x0112}
+
+
+def test_studies_are_locked_in_one_order_whatever_the_order_of_the_request(receiver: Receiver, tmp_path: Path) -> None:
+    """Two requests that lock the same studies in different orders end each other on PostgreSQL."""
+    uids = list[str]()
+    for number in (3, 1, 2):  # the numbers of the studies run against the order of the UIDs
+        write_instance(tmp_path / f"{number}.dcm", study_uid=f"1.2.{number}", SOPInstanceUID=f"1.2.{number}.9")
+        each = read_encoded(tmp_path / f"{number}.dcm")
+        store_all(receiver.port, [each], tmp_path / f"sent{number}")
+        uids.append(each.sop_instance_uid)
+    locked = list[int]()
+
+    def note(_conn: object, _cursor: object, statement: str, parameters: Any, *_: object) -> None:
+        if "ORDER BY studies.id" in statement:
+            locked.extend(parameters.values() if isinstance(parameters, dict) else parameters)
+
+    event.listen(receiver.engine, "before_cursor_execute", note)
+    with sessions_of(receiver).begin() as session:
+        commitments.lock_studies(session, uids, at_once=1)
+    assert locked == sorted(row.id for row in receiver.rows(Study))
+
+
 def test_committed_content_that_another_file_replaced_is_not_discarded(
     receiver: Receiver, two: list[Encoded], tmp_path: Path
 ) -> None:
@@ -237,21 +325,52 @@ def test_a_requester_that_has_gone_gets_its_report_over_a_new_association(
 def test_a_report_waits_for_its_requester_and_is_tried_again(receiver: Receiver, two: list[Encoded]) -> None:
     ask_and_hang_up(receiver, two)
     now = datetime.now(UTC)
-    assert report_due(receiver, now=lambda: now) == 0
-    assert "no peer has the AE title SCANNER" in request_row(receiver).reason
     reports = Reports(answers=[0x0110])
     with listening(reports) as peer:
-        assert report_due(receiver, peer, now=lambda: now) == 0, "not before the back-off has passed"
-        assert report_due(receiver, peer, now=lambda: now + timedelta(minutes=1)) == 0
+        assert report_due(receiver, peer, now=lambda: now) == 0
         assert "status 0x0110" in request_row(receiver).reason
+        assert report_due(receiver, peer, now=lambda: now) == 0, "not before the back-off has passed"
         assert report_due(receiver, peer, now=lambda: now + timedelta(hours=1)) == 1
     assert len(reports.received) == 2
 
 
 def test_a_report_is_given_up_at_the_configured_age(receiver: Receiver, two: list[Encoded]) -> None:
     ask_and_hang_up(receiver, two)
-    report_due(receiver, now=lambda: datetime.now(UTC) + timedelta(hours=73))
+    with listening(Reports()) as peer:
+        assert report_due(receiver, peer, now=lambda: datetime.now(UTC) + timedelta(hours=73)) == 0
     assert request_row(receiver).state is ReportState.GIVEN_UP
+
+
+def test_a_report_without_an_address_is_given_up_at_once_until_the_requester_asks_again(
+    receiver: Receiver, two: list[Encoded], caplog: pytest.LogCaptureFixture
+) -> None:
+    ask_and_hang_up(receiver, two)
+    assert report_due(receiver) == 0
+    row = request_row(receiver)
+    assert row.state is ReportState.GIVEN_UP
+    assert row.reason.startswith(f"given up: no peer has the AE title {row.ae_title}")
+    assert any("given up: no peer has the AE title" in line for line in caplog.messages)
+    reports = Reports()
+    with requester(receiver, reports, ae_title=row.ae_title) as assoc:
+        assert ask(assoc, [refer(each) for each in two]) == 0x0000
+        assert reports.arrived.wait(30)
+        wait_until(receiver, ReportState.SENT)
+
+
+def test_a_report_that_is_refused_does_not_stop_those_after_it(receiver: Receiver, two: list[Encoded]) -> None:
+    with requester(receiver, Reports(answers=[0x0110] * 3)) as assoc:
+        for number in range(3):
+            assert ask(assoc, [refer(two[0])], f"{TRANSACTION}.{number}") == 0x0000
+        wait_for(lambda: [row.attempts for row in receiver.rows(CommitmentRequest)] == [1] * 3, "three reports")
+        wait_for(
+            lambda: {row.state for row in receiver.rows(CommitmentRequest)} == {ReportState.WAITING}, "three answers"
+        )
+    reports = Reports(answers=[0x0110])
+    with listening(reports, ae_title="SENDER") as peer:
+        assert report_due(receiver, peer) == 2
+    assert len(reports.received) == 3
+    states = [row.state for row in receiver.rows(CommitmentRequest)]
+    assert states == [ReportState.WAITING, ReportState.SENT, ReportState.SENT]
 
 
 def test_the_same_request_again_is_one_row_and_reported_again(receiver: Receiver, two: list[Encoded]) -> None:
@@ -269,6 +388,8 @@ def test_a_transaction_uid_of_another_request_is_refused(receiver: Receiver, two
         assert ask(assoc, [refer(two[0])]) == 0x0000
         wait_until(receiver, ReportState.SENT)
         assert ask(assoc, [refer(two[1])]) == 0x0131
+    committed = {row.sop_instance_uid for row in receiver.rows() if row.committed_at}
+    assert committed == {two[0].sop_instance_uid}, "nothing is kept for ever by a refused request"
     with requester(receiver, Reports(), ae_title="OTHER") as assoc:
         assert ask(assoc, [refer(two[0])]) == 0x0131
 

@@ -16,7 +16,9 @@ from db.states import DeliveryState, ProofState, ProofStep
 from dicomnode.commitment import proving
 from dicomnode.config import Config, Peer
 from dicomnode.config.senders import SenderConfig
+from dicomnode.config.spool import SpoolConfig
 from dicomnode.delivery.delivery import deliver_due
+from dicomnode.dimse import queries
 from dicomnode.errors import PeerRefused
 from dicomnode.maintenance.retention import explain_kept
 from tests.identifying import write_profile
@@ -149,6 +151,44 @@ def test_a_refused_request_is_repeated_with_a_new_transaction(start: Start) -> N
         assert len(set(archive.transactions)) == 2
 
 
+def test_a_request_that_is_broken_off_is_repeated_whole(start: Start) -> None:
+    """A part of it would not be the same request."""
+    with Committing(statuses=(None,), same_association=True) as archive:
+        site = open_site(start, archive.peer, count=5)
+        assert site.prove() == [SENT] * 5
+        assert len({row.not_before for row in site.proofs()}) == 1
+        site.now = site.proofs()[0].not_before
+        assert site.prove() == [COMMITTED] * 5
+    first, second = archive.requests
+    assert (first.transaction_uid, set(first.references)) == (second.transaction_uid, set(second.references))
+
+
+def test_a_report_that_comes_during_the_request_is_not_lost(start: Start) -> None:
+    """It has the object sent again, and the new transaction begins before the old request is answered."""
+    judged: list[int] = []
+
+    def refuse_once(uid: str) -> int:
+        judged.append(0x0110 if not judged else 0)
+        return judged[-1]
+
+    with Committing(refuse_once) as archive:
+        site = open_site(start, archive.peer, count=1)
+
+        def report_and_deliver() -> None:
+            archive.before_answer = lambda: None
+            assert archive.report(site.receiver.port) == 0x0000
+            site.now += timedelta(minutes=1)
+            assert site.deliver() == 1
+
+        archive.before_answer = report_and_deliver
+        assert site.prove() == [SENT]
+        assert {row.step for row in site.proofs()} == {ProofStep.REQUEST}, "of the object that was sent again"
+        site.prove()
+        assert archive.report(site.receiver.port) == 0x0000
+        assert site.prove() == [COMMITTED]
+    assert len(set(archive.transactions)) == 2
+
+
 def test_a_request_without_an_answer_is_repeated_with_the_same_transaction(start: Start) -> None:
     with Committing(statuses=(0x0000, 0x0131)) as archive:
         site = open_site(start, archive.peer)
@@ -203,6 +243,83 @@ def test_a_destination_that_does_not_offer_commitment(start: Start, commitment: 
         assert site.prove() == [state] * 2
         assert site.reasons() == {"answering does not offer storage commitment"}
         assert ("not proven" in site.explain_kept()) is (state is UNPROVEN)
+
+
+def test_a_destination_that_accepts_no_context_does_not_offer_commitment(start: Start) -> None:
+    with Committing() as archive:
+        site = open_site(start, archive.peer)
+        archive.offer_nothing()
+        assert site.prove() == [SENT] * 2
+        assert "accepts none of the SOP classes" in next(iter(site.reasons()))
+        assert {row.step for row in site.proofs()} == {ProofStep.NONE}
+
+
+@pytest.mark.parametrize("statuses", [(0x0110,) * 40, (None,) * 40], ids=["refused", "broken off"])
+def test_what_an_archive_refuses_to_commit_never_counts_as_sent(start: Start, statuses: tuple[int | None, ...]) -> None:
+    with Committing(statuses=statuses) as archive:
+        site = open_site(start, archive.peer, commitment="auto")
+        assert site.prove() == [SENT] * 2
+        assert site.prove(after_h=25) == [UNPROVEN] * 2
+        assert "not proven at archive" in site.explain_kept()
+
+
+def test_what_an_archive_does_not_keep_is_not_sent_because_it_offers_commitment_no_more(start: Start) -> None:
+    with Committing(lambda uid: 0x0110, same_association=True) as archive:
+        site = open_site(start, archive.peer, commitment="auto")
+        assert site.prove() == [SENT] * 2
+        assert site.deliver() == 2
+        archive.offer_nothing()
+        assert site.prove() == [UNPROVEN] * 2
+
+
+def test_a_destination_that_does_not_answer_is_asked_once_a_sweep_and_the_others_too(start: Start) -> None:
+    """Each attempt may take as long as the network's time limit."""
+    with Committing() as dead, Committing(same_association=True) as archive:
+        peers = (dead.peer.model_copy(update={"name": "dead"}), archive.peer)
+        receiver = start(peers=peers)
+        site = Site(receiver, receiver.config)
+        finish_job(site.sessions, site.config, ["dead", "archive"], site.now, count=3)
+        assert site.deliver() == 6
+        with site.sessions.begin() as session:  # as of three requests that were not answered
+            for row in session.scalars(select(Proof).where(Proof.destination == "dead")):
+                row.transaction_uid = f"1.2.3.{row.id}"
+        dead.abort_next(40)
+        site.prove()
+        assert len(dead.requests) == 1
+        of_dead = [row for row in site.proofs() if row.destination == "dead"]
+        assert {(row.attempts, row.reason) for row in of_dead} == {
+            (1, "peer dead did not answer the request for storage commitment")
+        }
+        assert [row.state for row in site.proofs() if row.destination == "archive"] == [COMMITTED] * 3
+
+
+def test_a_search_that_breaks_off_ends_for_that_destination_only(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    def break_off(*_: object, **__: object) -> None:
+        raise RuntimeError("The association with a peer SCP must be established")
+
+    monkeypatch.setattr(queries, "find", break_off)
+    with Committing() as first, Committing(same_association=True) as archive:
+        searched = first.peer.model_copy(update={"name": "searched", "commitment": False, "verify": "c-find"})
+        receiver = start(peers=(searched, archive.peer))
+        site = Site(receiver, receiver.config)
+        finish_job(site.sessions, site.config, ["searched", "archive"], site.now)
+        assert site.deliver() == 2
+        assert sorted(site.prove()) == [COMMITTED, SENT]
+        assert any("ended the association" in reason for reason in site.reasons())
+
+
+def test_reports_are_taken_while_the_disk_is_full(start: Start) -> None:
+    """They let retention delete, and need no space."""
+    with Committing() as archive:
+        receiver = start(peers=(archive.peer,), spool=SpoolConfig(min_free_gb=1e6))
+        site = Site(receiver, receiver.config)
+        finish_job(site.sessions, site.config, ["archive"], site.now)
+        assert site.deliver() == 1
+        assert site.prove() == [SENT]
+        assert archive.report(receiver.port) == 0x0000
+        assert site.prove() == [COMMITTED]
+    with pytest.raises(PeerRefused, match="congestion"), requester(receiver, ae_title="SENDER"):
+        pass
 
 
 def test_without_commitment_nothing_is_asked(start: Start) -> None:

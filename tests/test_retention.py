@@ -362,7 +362,8 @@ def commit(node: NodeState, study: Study) -> None:
     """Commit the first instance of the study to a scanner."""
     verdict = commitments.Verdict(CLASS, f"{study.study_uid}.1.1")
     with node.sessions.begin() as session:
-        assert list(commitments.find_instances(session, [verdict.sop_instance_uid])) == [verdict.sop_instance_uid]
+        (row,) = commitments.find_instances(session, [verdict.sop_instance_uid]).values()
+        commitments.mark_committed(session, {row.sop_instance_uid: row.sha256}, now=node.now)
         commitments.record(
             session, transaction_uid="1.2.3", sender=Sender("MR1", "127.0.0.1"), verdicts=[verdict], now=node.now
         )

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import count
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydicom.uid import UID
@@ -22,14 +21,12 @@ from pynetdicom.sop_class import StorageCommitmentPushModel, StorageCommitmentPu
 from sqlalchemy.orm import Session, sessionmaker
 
 from db import commitments, jobs
-from db.commitments import ClaimedReport, DuplicateTransaction, Verdict
-from db.models import Instance
+from db.commitments import ClaimedReport, DuplicateTransaction
 from db.studies import Sender
-from dicomnode.commitment import information, requesting
+from dicomnode.commitment import information, judging, requesting
 from dicomnode.config import Config
 from dicomnode.dimse.pynetdicom_adapter import accepted_context, wrap_request_service
 from dicomnode.errors import CannotUnderstand
-from dicomnode.storage import spool
 
 if TYPE_CHECKING:
     from pynetdicom.association import Association
@@ -37,12 +34,12 @@ if TYPE_CHECKING:
 
     from dicomnode.commitment.information import Call
 
-__all__ = ["CommitmentExchange", "CommitmentService", "install", "judge", "supported_contexts"]
+__all__ = ["CommitmentExchange", "CommitmentService", "install", "supported_contexts"]
 
 _log = logging.getLogger(__name__)
 
 _SUCCESS, _PROCESSING_FAILURE, _NO_SUCH_INSTANCE = 0x0000, 0x0110, 0x0112  # PS3.7 C
-_INVALID_ARGUMENT, _CLASS_CONFLICT, _NO_SUCH_ACTION, _NOT_AUTHORIZED = 0x0115, 0x0119, 0x0123, 0x0124
+_INVALID_ARGUMENT, _NO_SUCH_ACTION, _NOT_AUTHORIZED = 0x0115, 0x0123, 0x0124
 _DUPLICATE_TRANSACTION = 0x0131  # PS3.3 C.14.1.1
 _LONGEST_COMMENT = 64
 _LEASE_MARGIN_S = 10.0
@@ -79,32 +76,6 @@ def install(
     exchange = CommitmentExchange(assoc, service, identify_sender)
     wrap_request_service(assoc, exchange.serve)
     return exchange
-
-
-def judge(session: Session, root: Path, references: Sequence[tuple[str, str]], sender: Sender) -> list[Verdict]:
-    """Return for each instance whether the node keeps it: row, SOP class and file as they were acknowledged."""
-    uids = {uid for _, uid in references}
-    held = commitments.find_instances(session, uids)
-    doubtful = commitments.find_quarantined(session, uids, sender.ae_title)
-    return [
-        Verdict(kind, uid, _PROCESSING_FAILURE if uid in doubtful else _find_failure(root, kind, held.get(uid)))
-        for kind, uid in references
-    ]
-
-
-def _find_failure(root: Path, sop_class_uid: str, row: Instance | None) -> int:
-    """Return the Failure Reason of one instance (PS3.3 C.14.1.1), 0 where it is kept."""
-    if row is None:
-        return _NO_SUCH_INSTANCE
-    if row.sop_class_uid != sop_class_uid:
-        return _CLASS_CONFLICT
-    try:
-        is_whole = spool.path(root, row.sha256).stat().st_size == row.size_bytes
-    except OSError:
-        is_whole = False
-    if not is_whole:
-        _log.error("instance %d is not committed: its file is missing or damaged", row.id)
-    return 0 if is_whole else _PROCESSING_FAILURE
 
 
 class CommitmentExchange:
@@ -165,16 +136,17 @@ class CommitmentExchange:
         """Record the request and claim its report for this association. Raises _Refused."""
         call, service, sender = self._read(request, syntax), self._service, self._sender
         lease_s = service.config.node.network_timeout_s + _LEASE_MARGIN_S
-        with service.sessions.begin() as session:
-            now = service.now()
-            verdicts = judge(session, service.config.spool_dir, call.references, sender)
-            try:
-                row = commitments.record(
-                    session, transaction_uid=call.transaction_uid, sender=sender, verdicts=verdicts, now=now
-                )
-            except DuplicateTransaction as exc:
-                raise _Refused(_DUPLICATE_TRANSACTION, str(exc)) from None
-            report = commitments.claim(session, row, worker=self._worker, lease_s=lease_s, now=now)
+        uid, root = call.transaction_uid, service.config.spool_dir
+        try:
+            with service.sessions.begin() as session:
+                commitments.check_transaction(session, uid, sender, [each for _, each in call.references])
+            verdicts = judging.commit_instances(service.sessions, root, call.references, sender, now=service.now)
+            with service.sessions.begin() as session:
+                now = service.now()
+                row = commitments.record(session, transaction_uid=uid, sender=sender, verdicts=verdicts, now=now)
+                report = commitments.claim(session, row, worker=self._worker, lease_s=lease_s, now=now)
+        except DuplicateTransaction as exc:
+            raise _Refused(_DUPLICATE_TRANSACTION, str(exc)) from None
         committed = sum(each.is_committed for each in verdicts)
         _log.info("commitment request %d of %s: %d of %d instances", row.id, sender.ae_title, committed, len(verdicts))
         return report

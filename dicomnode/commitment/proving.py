@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from pydicom import dcmread
 from pydicom.uid import generate_uid
@@ -21,7 +21,7 @@ from dicomnode.backoff import draw_backoff
 from dicomnode.commitment import requesting
 from dicomnode.commitment.information import Call
 from dicomnode.dimse import queries
-from dicomnode.errors import PeerError, PeerRefused
+from dicomnode.errors import NotOffered, PeerError, PeerRefused, PeerUnreachable
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session, sessionmaker
@@ -36,6 +36,7 @@ _BATCH = 1000
 _IDENTIFIERS = ["StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID"]
 
 Clock = Callable[[], datetime]
+T = TypeVar("T")
 
 
 def needs_proof(peer: Peer) -> bool:
@@ -86,6 +87,7 @@ class _ProofSweep:
     ) -> None:
         self.sessions, self.config, self.peer, self.now, self.generator = sessions, config, peer, now, generator
         self.limit = timedelta(hours=config.delivery.prove_within_h)
+        self.unreachable: PeerUnreachable | None = None
 
     def run(self) -> int:
         """Take each step that is due; return the number of objects."""
@@ -100,15 +102,28 @@ class _ProofSweep:
             self._stop_waiting(session, late)
             interrupted = {row.transaction_uid for row in rows}
             requests = self._group_requests([row for row in rows if row.step is ProofStep.REQUEST])
-        for transaction_uid, batch in requests.items():
-            self._request(transaction_uid, batch, is_retry=transaction_uid in interrupted)
         by_series: dict[tuple[str, str], list[Proof]] = {}
         for row in rows:
             if row.step is ProofStep.READ_BACK and row not in late:
                 by_series.setdefault((row.study_uid, row.series_uid), []).append(row)
-        for series, batch in by_series.items():
+        for series, batch in by_series.items():  # first: a destination may break off requests, and answer searches
             self._read_back(series, batch)
+        for transaction_uid, batch in requests.items():
+            self._request(transaction_uid, batch, is_retry=transaction_uid in interrupted)
         return len(rows)
+
+    def _reach(self, ask: Callable[[], T]) -> T:
+        """Ask the destination, unless it gave no answer before in this sweep. Raises PeerError."""
+        if self.unreachable is not None:
+            raise self.unreachable
+        try:
+            return ask()
+        except PeerUnreachable as exc:
+            self.unreachable = exc
+            raise
+        except RuntimeError as exc:  # pynetdicom's, where the peer has just ended the association
+            self.unreachable = PeerUnreachable(f"peer {self.peer.name} ended the association: {exc}")
+            raise self.unreachable from None
 
     def _stop_waiting(self, session: Session, rows: Sequence[Proof]) -> None:
         hours = f"{self.config.delivery.prove_within_h:g} h"
@@ -132,10 +147,11 @@ class _ProofSweep:
         """Request the commitment of the batch, and record what becomes of the request."""
         call = Call(transaction_uid, tuple((row.sop_class_uid, row.sop_instance_uid) for row in batch))
         change: Callable[[Session, Proof], None]
+        request = partial(requesting.request_commitment, self.peer, call, self.config, self.sessions)
         try:
-            requesting.request_commitment(self.peer, call, self.config, self.sessions, now=self.now, is_retry=is_retry)
-        except requesting.NotOffered as exc:
-            change = partial(self._end_commitment, reason=str(exc), accepted=False)
+            self._reach(partial(request, now=self.now, is_retry=is_retry))
+        except NotOffered as exc:
+            change = partial(self._end_commitment, reason=str(exc), is_offered=False)
         except PeerError as exc:
             has_ended = isinstance(exc, PeerRefused)  # PS3.4 J.3.2.1.2: its Transaction UID is not used again
             at = self._next_attempt(batch[0])  # one for all: a transaction is repeated whole
@@ -160,18 +176,22 @@ class _ProofSweep:
 
     def _retry_request(self, session: Session, row: Proof, *, reason: str, has_ended: bool, at: datetime) -> None:
         if self.now() >= row.begun_at + self.limit:
-            self._end_commitment(session, row, reason=reason, accepted=False)
+            self._end_commitment(session, row, reason=reason)
             return
         proofs.postpone(row, reason=reason, not_before=at)
         if has_ended:
             row.transaction_uid = ""
 
-    def _end_commitment(self, session: Session, row: Proof, *, reason: str, accepted: bool = True) -> None:
-        """Go on without a commitment: by a search, where one is configured. ``accepted``: it took the request."""
+    def _end_commitment(self, session: Session, row: Proof, *, reason: str, is_offered: bool = True) -> None:
+        """Go on without a commitment: by a search, where one is configured; else nothing proves the object.
+
+        With "auto" an object counts as sent only where the destination does not offer the service at all, and has not
+        said that it does not keep the object.
+        """
         row.reason = reason
         if self.peer.verify:
             proofs.begin_step(row, ProofStep.READ_BACK, now=self.now())
-        elif accepted or self.peer.commitment is True:
+        elif is_offered or row.resends or self.peer.commitment is True:
             proofs.mark_unproven(session, row, reason=reason, now=self.now())
         else:
             proofs.begin_step(row, ProofStep.NONE, now=self.now())
@@ -179,8 +199,8 @@ class _ProofSweep:
     def _read_back(self, series: tuple[str, str], batch: Sequence[Proof]) -> None:
         """Search the destination for the instances of one series."""
         try:
-            found = self._find_instances(*series)
-        except (PeerError, RuntimeError) as exc:  # pynetdicom's, where the peer has just ended the association
+            found = self._reach(partial(self._find_instances, *series))
+        except PeerError as exc:
             found, reason = frozenset[str](), str(exc)
         else:
             here = sum(row.sop_instance_uid in found for row in batch)

@@ -17,7 +17,7 @@ from db import commitments, jobs
 from dicomnode.backoff import draw_backoff
 from dicomnode.commitment import information
 from dicomnode.dimse.associations import association
-from dicomnode.errors import ConfigError, PeerError, PeerUnreachable
+from dicomnode.errors import PeerError, PeerUnreachable
 
 if TYPE_CHECKING:
     from pynetdicom.association import Association
@@ -47,13 +47,25 @@ def report_due(
         too_old = moment - timedelta(hours=config.delivery.give_up_after_h)
         commitments.give_up_old(session, created_before=too_old, now=moment)
         titles = commitments.list_due_titles(session, now=moment)
-    return sum(sweep.report(title) for title in titles)
+    peers = {peer.ae_title: peer for peer in reversed(config.peers)}
+    for title in titles:
+        if title not in peers:
+            _give_up(sessions, title, now)
+    return sum(sweep.report(peers[title]) for title in titles if title in peers)
 
 
 def reclaim_interrupted(sessions: sessionmaker[Session], *, now: datetime) -> int:
     """Free the reports that a former process of this machine was sending when it died; return their number."""
     with sessions.begin() as session:
         return commitments.OUTBOX.reclaim(session, machine=socket.gethostname(), now=now)
+
+
+def _give_up(sessions: sessionmaker[Session], ae_title: str, now: Clock) -> None:
+    """Give up the reports to a requester without an address. It gets one when it asks again."""
+    reason = f"no peer has the AE title {ae_title}: its address under [[peers]] is where the report goes"
+    with sessions.begin() as session:
+        count = commitments.give_up_due(session, ae_title, reason=reason, now=now())
+    _log.warning("commitment: %d reports for %s are given up: %s", count, ae_title, reason)
 
 
 class _ReportSweep:
@@ -63,31 +75,31 @@ class _ReportSweep:
         self.sessions, self.config, self.now, self.generator = sessions, config, now, generator
         self.worker = jobs.worker_name(os.getpid())
 
-    def report(self, ae_title: str) -> int:
+    def report(self, peer: Peer) -> int:
         """Send the due reports of one requester; return the number that was answered with success."""
         with self.sessions.begin() as session:
             lease_s = 60.0 + 3 * self.config.node.network_timeout_s
             batch = commitments.claim_due(
-                session, ae_title, worker=self.worker, lease_s=lease_s, limit=_BATCH, now=self.now()
+                session, peer.ae_title, worker=self.worker, lease_s=lease_s, limit=_BATCH, now=self.now()
             )
-        open_reports = {each.request_id: each for each in batch}
-        reason = "no answer"
+        waiting = {each.request_id: each for each in batch}
+        count, reason = 0, "no answer"
         try:
-            for report in self._send(self._find_peer(ae_title), batch):
-                del open_reports[report.request_id]
-        except (ConfigError, PeerError) as exc:
+            for report, refusal in self._send(peer, batch):
+                del waiting[report.request_id]
+                if refusal:
+                    self._record_failures(peer, [report], refusal)
+                count += not refusal
+        except PeerError as exc:
             reason = str(exc)
-        self._record_failures(ae_title, list(open_reports.values()), reason)
-        return len(batch) - len(open_reports)
+        self._record_failures(peer, list(waiting.values()), reason)
+        return count
 
-    def _find_peer(self, ae_title: str) -> Peer:
-        for peer in self.config.peers:
-            if peer.ae_title == ae_title:
-                return peer
-        raise ConfigError(f"no peer has the AE title {ae_title}: its address under [[peers]] is where the report goes")
+    def _send(self, peer: Peer, batch: Sequence[ClaimedReport]) -> Iterator[tuple[ClaimedReport, str]]:
+        """Send reports over one association; yield each with the reason why its requester did not take it, or "".
 
-    def _send(self, peer: Peer, batch: Sequence[ClaimedReport]) -> Iterator[ClaimedReport]:
-        """Send reports over one association; yield each that was answered with success. Raises PeerError."""
+        Raises PeerError where there is no association, or it ends.
+        """
         contexts = [build_context(StorageCommitmentPushModel, information.SYNTAXES)]
         node = self.config.node
         with association(
@@ -99,14 +111,19 @@ class _ReportSweep:
             roles=[build_role(StorageCommitmentPushModel, scp_role=True)],  # PS3.4 J.3.3: the SCP opens the association
         ) as assoc:
             for number, report in enumerate(batch, start=1):
-                self._send_one(peer, assoc, report, number)
-                with self.sessions.begin() as session:
-                    how = f"over a new association with {peer.name}"
-                    commitments.mark_sent(session, report.request_id, worker=self.worker, how=how, now=self.now())
-                _log.info("commitment request %d: reported to %s", report.request_id, peer.name)
-                yield report
+                refusal = self._send_one(peer, assoc, report, number)
+                if not refusal:
+                    self._record_sent(peer, report)
+                yield report, refusal
 
-    def _send_one(self, peer: Peer, assoc: Association, report: ClaimedReport, number: int) -> None:
+    def _record_sent(self, peer: Peer, report: ClaimedReport) -> None:
+        with self.sessions.begin() as session:
+            how = f"over a new association with {peer.name}"
+            commitments.mark_sent(session, report.request_id, worker=self.worker, how=how, now=self.now())
+        _log.info("commitment request %d: reported to %s", report.request_id, peer.name)
+
+    def _send_one(self, peer: Peer, assoc: Association, report: ClaimedReport, number: int) -> str:
+        """Send one report; return why the requester did not take it, or "". Raises PeerUnreachable."""
         event_type, ds = information.make_report(report.transaction_uid, report.verdicts, self.config.node.ae_title)
         try:
             answer, _ = assoc.send_n_event_report(
@@ -117,9 +134,10 @@ class _ReportSweep:
         if "Status" not in answer:
             raise PeerUnreachable(f"peer {peer.name} did not answer the report")
         if answer.Status != _SUCCESS:
-            raise PeerUnreachable(f"peer {peer.name} answered the report with status 0x{answer.Status:04X}")
+            return f"peer {peer.name} answered the report with status 0x{answer.Status:04X}"
+        return ""
 
-    def _record_failures(self, ae_title: str, reports: Sequence[ClaimedReport], reason: str) -> None:
+    def _record_failures(self, peer: Peer, reports: Sequence[ClaimedReport], reason: str) -> None:
         for report in reports:
             retry_at = self.now() + draw_backoff(report.attempts, self.config.delivery, self.generator)
             with self.sessions.begin() as session:
@@ -127,4 +145,4 @@ class _ReportSweep:
                     session, report.request_id, worker=self.worker, reason=reason, retry_at=retry_at, now=self.now()
                 )
         if reports:
-            _log.warning("commitment: %d reports for %s wait: %s", len(reports), ae_title, reason)
+            _log.warning("commitment: %d reports for %s wait: %s", len(reports), peer.ae_title, reason)

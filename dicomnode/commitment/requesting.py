@@ -17,7 +17,7 @@ from pynetdicom.sop_class import StorageCommitmentPushModel, StorageCommitmentPu
 from db import proofs
 from dicomnode.commitment import information
 from dicomnode.dimse.associations import association
-from dicomnode.errors import CannotUnderstand, PeerRefused, PeerUnreachable
+from dicomnode.errors import CannotUnderstand, NotOffered, PeerRefused, PeerUnreachable
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session, sessionmaker
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from dicomnode.commitment.information import Call
     from dicomnode.config import Config, Peer
 
-__all__ = ["NotOffered", "record_report", "request_commitment"]
+__all__ = ["record_report", "request_commitment"]
 
 _log = logging.getLogger(__name__)
 
@@ -35,10 +35,6 @@ _SUCCESS, _PROCESSING_FAILURE, _INVALID_ARGUMENT = 0x0000, 0x0110, 0x0115  # PS3
 _HAS_THE_REQUEST = (_SUCCESS, 0x0131, 0x0210)  # duplicate transaction, duplicate invocation: of a request sent again
 
 Clock = Callable[[], datetime]
-
-
-class NotOffered(PeerRefused):
-    """The destination does not offer storage commitment."""
 
 
 def request_commitment(

@@ -21,7 +21,7 @@ from pynetdicom.pdu import A_ASSOCIATE_RJ
 from pynetdicom.pdu_primitives import P_DATA, MaximumLengthNotification
 
 from dicomnode.dimse.pynetdicom_adapter import SocketRecordingAE, replace_checkpoint, replace_socket_shutdown
-from dicomnode.errors import ConfigError, PeerRefused, PeerUnreachable
+from dicomnode.errors import ConfigError, NotOffered, PeerRefused, PeerUnreachable
 from dicomnode.tls import ClientContext, client_context, close
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def _explain_failure(peer: Peer, assoc: Association, context: ClientContext | No
         reason = assoc.ae.rejection.reason_str
         return PeerRefused(f"{where} rejected the association: {reason}; do both sides know the AE titles?")
     if assoc.rejected_contexts:
-        return PeerRefused(f"{where} accepts none of the SOP classes and transfer syntaxes that were offered")
+        return NotOffered(f"{where} accepts none of the SOP classes and transfer syntaxes that were offered")
     if context is not None and context.failure:
         return PeerUnreachable(f"{where}: no TLS: {context.failure}")
     if not assoc.ae.connected:

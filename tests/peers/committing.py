@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 from pydicom.dataset import Dataset
@@ -24,16 +24,24 @@ Judge = Callable[[str], int]
 class Committing:
     """pynetdicom server: ``judge`` gives the Failure Reason of each instance, 0 for committed.
 
-    ``statuses``: of the answers to requests, then 0000. ``same_association``: reports there; otherwise ``report`` sends
-    the last one to a port.
+    ``statuses``: of the answers to requests, then 0000; None aborts the association instead of an answer.
+    ``same_association``: reports there; otherwise ``report`` sends the last one to a port. ``before_answer``: called
+    before a request is answered.
     """
 
     def __init__(
-        self, judge: Judge = lambda uid: 0, *, statuses: tuple[int, ...] = (), same_association: bool = False
+        self,
+        judge: Judge = lambda uid: 0,
+        *,
+        statuses: tuple[int | None, ...] = (),
+        same_association: bool = False,
+        before_answer: Callable[[], object] = lambda: None,
     ) -> None:
         self.stored: list[str] = []
         self.requests: list[information.Call] = []
-        self._judge, self._statuses, self.same_association = judge, iter(statuses), same_association
+        self._judge, self.same_association = judge, same_association
+        self._statuses: Iterator[int | None] = iter(statuses)
+        self.before_answer = before_answer
         ae = AE("ARCHIVE")
         ae.supported_contexts = VerificationPresentationContexts
         ae.add_supported_context(StorageCommitmentPushModel)
@@ -52,6 +60,14 @@ class Committing:
     @property
     def transactions(self) -> list[str]:
         return [each.transaction_uid for each in self.requests]
+
+    def offer_nothing(self) -> None:
+        """Accept no presentation context from now on."""
+        self._server.contexts = []
+
+    def abort_next(self, count: int) -> None:
+        """Abort the association of the next requests instead of an answer."""
+        self._statuses = iter([None] * count)
 
     def report(self, port: int, number: int = -1) -> int:
         """Report on a request over a new association; return the status of the answer."""
@@ -73,7 +89,11 @@ class Committing:
         references = tuple((str(i.ReferencedSOPClassUID), str(i.ReferencedSOPInstanceUID)) for i in items)
         call = information.Call(str(ds.TransactionUID), references)
         self.requests.append(call)
+        self.before_answer()
         status = next(self._statuses, 0x0000)
+        if status is None:
+            event.assoc.abort()
+            return 0x0110, None
         if status == 0x0000 and self.same_association:
             threading.Thread(target=self._send_report, args=(event.assoc, call), daemon=True).start()
         return status, None
