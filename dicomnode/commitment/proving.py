@@ -18,9 +18,8 @@ from db.models import Proof
 from db.proofs import SentObject
 from db.states import ProofState, ProofStep
 from dicomnode.backoff import draw_backoff
-from dicomnode.commitment import requesting
+from dicomnode.commitment import read_back, requesting
 from dicomnode.commitment.information import Call
-from dicomnode.dimse import queries
 from dicomnode.errors import NotOffered, PeerError, PeerRefused, PeerUnreachable
 
 if TYPE_CHECKING:
@@ -199,24 +198,17 @@ class _ProofSweep:
     def _read_back(self, series: tuple[str, str], batch: Sequence[Proof]) -> None:
         """Search the destination for the instances of one series."""
         try:
-            found = self._reach(partial(self._find_instances, *series))
+            uids = [row.sop_instance_uid for row in batch]
+            found = self._reach(partial(read_back.find_instances, self.peer, self.config.node, series, uids))
         except PeerError as exc:
-            found, reason = frozenset[str](), str(exc)
+            found, reason = set[str](), str(exc)
         else:
-            here = sum(row.sop_instance_uid in found for row in batch)
-            reason = f"C-FIND at {self.peer.name}: {here} of {len(batch)} instances of the series are there"
+            service = self.peer.verify.upper() or "C-FIND"
+            reason = f"{service} at {self.peer.name}: {len(found)} of {len(batch)} instances of the series are there"
             _log.info("%s", reason)
         self._update(batch, partial(self._record_search, found=found, reason=reason))
 
-    def _find_instances(self, study_uid: str, series_uid: str) -> frozenset[str]:
-        node = self.config.node
-        keys = {"StudyInstanceUID": study_uid, "SeriesInstanceUID": series_uid}
-        matches = queries.find(
-            self.peer, keys, level="IMAGE", calling_aet=node.ae_title, timeout_s=node.network_timeout_s, tls=node.tls
-        )
-        return frozenset(str(match.get("SOPInstanceUID", "")) for match in matches)
-
-    def _record_search(self, session: Session, row: Proof, *, found: frozenset[str], reason: str) -> None:
+    def _record_search(self, session: Session, row: Proof, *, found: set[str], reason: str) -> None:
         if row.sop_instance_uid in found:
             proofs.mark_proven(session, row, ProofState.VERIFIED, reason=reason, now=self.now())
         elif self.now() >= row.begun_at + self.limit:

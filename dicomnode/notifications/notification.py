@@ -24,6 +24,7 @@ from dicomnode.config.notifications import EmailConfig, SmtpConfig, WebhookConfi
 from dicomnode.config.secrets import read_secret, read_text
 from dicomnode.config.web_address import check_web_address, is_encrypted
 from dicomnode.errors import ConfigError, NodeError, NotFound, NotSent
+from dicomnode.http_requests import host_of
 from dicomnode.notifications import mail, notices, webhook
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def check(recipient: Recipient, config: Config, *, now: datetime) -> str:
         mail.check_server(smtp, password=_read_password(smtp), ca_file=_check_readable(smtp.ca_file))
         return f"e-mail to {len(recipient.to)} by {smtp.host}:{smtp.port}, {conditions}"
     signed = "signed" if _read_signing_secret(recipient) else "not signed"
-    host = webhook.host_of(_read_url(recipient))
+    host = host_of(_read_url(recipient))
     return f"POST to {host}, {signed}, {conditions}; 'dicomnode notifications test' sends one"
 
 
