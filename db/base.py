@@ -25,6 +25,7 @@ from db.states import (
     RetrievalPurpose,
     RetrievalState,
     StudyState,
+    WorkitemState,
 )
 
 __all__ = ["BIG", "Base", "Digest", "Leased", "Moment", "OptionalText", "Pk", "Uid"]
@@ -96,6 +97,7 @@ class Base(DeclarativeBase):
         ReportState: _checked(ReportState),
         RetrievalPurpose: _checked(RetrievalPurpose, "searchpurpose"),
         RetrievalState: _checked(RetrievalState, "searchstate"),
+        WorkitemState: _checked(WorkitemState),
     }
 
 

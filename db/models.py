@@ -30,6 +30,7 @@ from db.states import (
     RetrievalState,
     StudyState,
 )
+from db.workitem_rows import Workitem
 
 __all__ = [
     "Base",
@@ -51,6 +52,7 @@ __all__ = [
     "Retrieval",
     "Series",
     "Study",
+    "Workitem",
 ]
 
 _EXPLICIT = "1.2.840.10008.1.2.1"  # Explicit VR Little Endian

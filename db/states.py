@@ -9,6 +9,7 @@ from typing import Any
 __all__ = [
     "TRANSITIONS",
     "TRIAL_PREFIX",
+    "WORKITEM_PREFIX",
     "DeliveryState",
     "DeploymentMode",
     "InvalidTransition",
@@ -22,12 +23,16 @@ __all__ = [
     "RetrievalPurpose",
     "RetrievalState",
     "StudyState",
+    "WorkitemState",
     "check_transition",
 ]
 
 
 TRIAL_PREFIX = "trial:"
 """Beginning of the route's name in jobs that a person starts to try a pipeline; no route of node.toml has it."""
+
+WORKITEM_PREFIX = "workitem:"
+"""Beginning of the route's name in jobs of a workitem, whose UID follows; no route of node.toml has it."""
 
 
 class InvalidTransition(Exception):
@@ -150,6 +155,15 @@ class RetrievalState(StrEnum):
     ENDED = "ended"
 
 
+class WorkitemState(StrEnum):
+    """Procedure Step State of a workitem (PS3.4 CC.1.1), spelled as in DICOM."""
+
+    SCHEDULED = "SCHEDULED"
+    IN_PROGRESS = "IN PROGRESS"
+    COMPLETED = "COMPLETED"
+    CANCELED = "CANCELED"
+
+
 _STUDY = {
     StudyState.RECEIVING: {StudyState.COMPLETE},
     StudyState.COMPLETE: {StudyState.ROUTED, StudyState.RECEIVING},
@@ -221,6 +235,13 @@ _LEARNING = {
     LearningState.FAILED: set[LearningState](),
 }
 
+_WORKITEM = {
+    WorkitemState.SCHEDULED: {WorkitemState.IN_PROGRESS},
+    WorkitemState.IN_PROGRESS: {WorkitemState.COMPLETED, WorkitemState.CANCELED},
+    WorkitemState.COMPLETED: set[WorkitemState](),
+    WorkitemState.CANCELED: set[WorkitemState](),
+}
+
 TRANSITIONS: Mapping[type[StrEnum], Mapping[Any, set[Any]]] = {
     StudyState: _STUDY,
     JobState: _JOB,
@@ -231,6 +252,7 @@ TRANSITIONS: Mapping[type[StrEnum], Mapping[Any, set[Any]]] = {
     ReportState: _REPORT,
     RetrievalState: _RETRIEVAL,
     LearningState: _LEARNING,
+    WorkitemState: _WORKITEM,
 }
 
 

@@ -9,6 +9,7 @@
     ├── NotMarked              a result lacks a mark that says it is synthetic
     ├── NotSent                a notification was not taken; ``reached`` says whether its receiver answered
     ├── NodeBusy               the node is at its limits; the same request may succeed soon
+    ├── WorkitemRefused        a request on the worklist is refused; ``status`` says how
     ├── StorageDamaged         a file differs from its row
     ├── RefusedObject          an instance is not accepted; ``dicom_status`` says how
     │   ├── OutOfSpace             0xA700  the disk is nearly full
@@ -54,6 +55,7 @@ __all__ = [
     "RefusedObject",
     "StorageDamaged",
     "TooLarge",
+    "WorkitemRefused",
 ]
 
 
@@ -102,6 +104,14 @@ class NodeBusy(NodeError):
     """The node is at its limits."""
 
     retry: ClassVar[bool] = True
+
+
+class WorkitemRefused(NodeError):
+    """A request on the worklist is refused with a status of PS3.4 CC.2 or PS3.7 C."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class StorageDamaged(NodeError):

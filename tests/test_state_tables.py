@@ -65,6 +65,12 @@ ALLOWED = {
         evaluated ->
         failed ->
     """,
+    states.WorkitemState: """
+        SCHEDULED -> IN PROGRESS,
+        IN PROGRESS -> COMPLETED, CANCELED
+        COMPLETED ->
+        CANCELED ->
+    """,
 }
 OTHER_VALUES = {
     states.ProofStep: ["request", "report", "read_back", "none"],
@@ -75,7 +81,12 @@ OTHER_VALUES = {
 
 def _parse_table(text: str) -> dict[str, set[str]]:
     rows = [line.split("->") for line in text.strip().splitlines()]
-    return {old.strip(): set(new.split()) for old, new in rows}
+    return {old.strip(): _split_values(new) for old, new in rows}
+
+
+def _split_values(text: str) -> set[str]:
+    """Split at commas where there are any: some values have a space."""
+    return {each.strip() for each in (text.split(",") if "," in text else text.split()) if each.strip()}
 
 
 def test_every_kind_of_state_has_its_table() -> None:

@@ -27,6 +27,7 @@ from dicomnode.config.senders import SenderConfig
 from dicomnode.config.spool import SpoolConfig
 from dicomnode.config.web import WebConfig
 from dicomnode.config.worker import WorkerConfig
+from dicomnode.config.worklist import WorklistConfig
 from dicomnode.errors import ConfigError
 
 __all__ = ["Config"]
@@ -49,6 +50,7 @@ class Config(Section):
     quality: QualityConfig = QualityConfig()
     retention: RetentionConfig = RetentionConfig()
     web: WebConfig = WebConfig()
+    worklist: WorklistConfig = WorklistConfig()
     models: ModelsConfig = ModelsConfig()
     pipelines: PipelinesConfig = PipelinesConfig()
     learning: tuple[LearningConfig, ...] = ()

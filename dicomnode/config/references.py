@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from dicomnode.config.config import Config
-from dicomnode.config.routes import TRIAL_PREFIX
+from dicomnode.config.routes import TRIAL_PREFIX, WORKITEM_PREFIX
 
 __all__ = ["Violation", "find_violations"]
 
@@ -44,6 +44,9 @@ def _check_routes(config: Config) -> Iterator[Violation]:
     for at, route in enumerate(config.routes):
         if route.name.startswith(TRIAL_PREFIX):
             yield ("routes", at, "name"), f"route {route.name!r}: names that begin with {TRIAL_PREFIX!r} are of trials"
+        if route.name.startswith(WORKITEM_PREFIX):
+            reason = f"route {route.name!r}: names that begin with {WORKITEM_PREFIX!r} are of workitems"
+            yield ("routes", at, "name"), reason
         for unknown in set(route.destinations) - peers:
             yield ("routes", at, "destinations"), f"route {route.name!r} delivers to {unknown!r}, which is no peer"
         for key in ("with_from", "prior_from"):

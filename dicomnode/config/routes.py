@@ -6,13 +6,13 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from db.states import TRIAL_PREFIX
+from db.states import TRIAL_PREFIX, WORKITEM_PREFIX
 from dicomnode.config import conditions
 from dicomnode.config.conditions import Condition
 from dicomnode.config.section import Section
 from dicomnode.config.value_types import Days, Seconds
 
-__all__ = ["TRIAL_PREFIX", "Match", "Route"]
+__all__ = ["TRIAL_PREFIX", "WORKITEM_PREFIX", "Match", "Route"]
 
 
 def _check_keyword(value: str) -> str:

@@ -1,4 +1,4 @@
-"""Data sets and matches of searches as DICOM JSON (PS3.18 F).
+"""Data sets of stored files as DICOM JSON (PS3.18 F).
 
 The bulk data of a stored file are given as URIs. pydicom's ``to_json_dict`` encodes single elements only: for a whole
 data set it would read all bulk data and fail at one invalid value, which must not hide a study from a viewer. An
@@ -11,21 +11,22 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pydicom import dcmread
-from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.tag import BaseTag
 
 from dicomnode import decoding
+from dicomnode.datasets.json_elements import Elements
 from dicomnode.errors import NotFound
 from dicomnode.transcoding import pixels
 
-__all__ = ["encode_element", "encode_keywords", "encode_metadata", "read_bulk"]
+__all__ = ["encode_metadata", "read_bulk"]
 
 _BULK_VRS = frozenset({"OB", "OD", "OF", "OL", "OV", "OW", "UN"})
 _BULK_BYTES = 1024
@@ -33,22 +34,6 @@ _DEFERRED_BYTES = 64 * 1024
 _BULK_PLACEHOLDER = "@bulkdata@"
 _BULK_PATH = re.compile(r"[0-9A-F]{8}(/\d{1,6}/[0-9A-F]{8}){0,8}")
 _DECODING_ERRORS = (AttributeError, KeyError, LookupError, NotImplementedError, OverflowError, TypeError, ValueError)
-
-_NAME_GROUPS = ("Alphabetic", "Ideographic", "Phonetic")
-
-
-def _finite_number(value: Any) -> int | float:
-    found = float(value)
-    if not math.isfinite(found):
-        raise ValueError("not a finite number")
-    return int(found) if found.is_integer() else found
-
-
-_NUMBERS: dict[str, Callable[[Any], int | float]] = dict.fromkeys(("DS", "FD", "FL"), _finite_number) | dict.fromkeys(
-    ("IS", "SL", "SS", "SV", "UL", "US", "UV"), lambda value: int(float(value))
-)
-
-Elements = dict[str, dict[str, Any]]
 
 
 def encode_metadata(path: Path, bulk_uri: str) -> bytes:
@@ -86,38 +71,6 @@ def read_bulk(path: Path, place: str) -> bytes:
     if not isinstance(value, bytes):
         raise missing
     return value
-
-
-def encode_keywords(values: Mapping[str, Any]) -> Elements:
-    """Encode values by keyword (text, number or a list of them; None or "" for an empty element)."""
-    found: Elements = {}
-    for keyword, value in values.items():
-        tag = tag_for_keyword(keyword)
-        if tag is not None:
-            found[f"{tag:08X}"] = encode_element(dictionary_VR(tag), value)
-    return dict(sorted(found.items()))
-
-
-def encode_element(vr: str, value: Any) -> dict[str, Any]:
-    """Encode one element of a dictionary VR, without a value where it is empty or invalid for the VR."""
-    vr = vr.partition(" or ")[0]
-    values = value if isinstance(value, list | tuple) else [] if value is None or value == "" else [value]
-    if vr == "SQ":
-        return {"vr": vr, "Value": [encode_keywords(item) for item in values]} if values else {"vr": vr}
-    try:
-        encoded = (
-            [_NUMBERS[vr](each) for each in values] if vr in _NUMBERS else [_encode_text(vr, each) for each in values]
-        )
-    except (OverflowError, ValueError):
-        return {"vr": vr}
-    return {"vr": vr, "Value": encoded} if encoded else {"vr": vr}
-
-
-def _encode_text(vr: str, value: Any) -> str | dict[str, str] | None:
-    text = str(value)
-    if vr != "PN":
-        return text or None
-    return {name: group for name, group in zip(_NAME_GROUPS, text.split("="), strict=False) if group}
 
 
 def _read_header(path: Path) -> Dataset:

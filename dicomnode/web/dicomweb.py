@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from db import engine as engines
 from dicomnode.config import Config
 from dicomnode.monitoring.meters import Meters
-from dicomnode.web import methods, qido, stow, wado
+from dicomnode.web import methods, qido, stow, ups, wado
 from dicomnode.web.holdings import Holdings
 
 __all__ = ["REVIEW", "ROOT", "VIEW", "create_router"]
@@ -40,5 +40,7 @@ def create_router(
     wado.add_routes(routes, holdings)
     if is_open:
         stow.add_routes(routes, holdings, config, sessions, now=now, meters=meters)
+    if is_open and config.worklist.enabled:
+        ups.add_routes(routes, ups.Worklist(config, sessions, prefix, now))
     methods.add_options(routes)
     return routes

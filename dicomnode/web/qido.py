@@ -14,7 +14,8 @@ from starlette.responses import Response
 
 from db import catalogue
 from db.catalogue import BadValue, Level, Match, Query
-from dicomnode.web import dicom_json, media_types, methods, query_parameters
+from dicomnode.datasets import json_elements
+from dicomnode.web import media_types, methods, query_parameters
 from dicomnode.web.holdings import Holdings
 from dicomnode.web.query_parameters import SearchParameters
 
@@ -87,7 +88,7 @@ def _search(holdings: Holdings, request: Request, level: Level, path: dict[str, 
             found = catalogue.search(session, query)
     except BadValue as error:
         raise HTTPException(400, str(error)) from None
-    headers = _warning_header(request, parameters, more=len(found) > parameters.limit)
+    headers = query_parameters.warning_header(request, parameters, more=len(found) > parameters.limit)
     page = found[: parameters.limit]
     if not page:
         return Response(None, 204, headers)
@@ -97,12 +98,12 @@ def _search(holdings: Holdings, request: Request, level: Level, path: dict[str, 
 
 def _encode_match(
     holdings: Holdings, request: Request, match: Match, keywords: Iterable[str] | None
-) -> dicom_json.Elements:
+) -> json_elements.Elements:
     values = match.attributes
     known: dict[str, Any] = dict(values) if keywords is None else {name: values.get(name) for name in keywords}
     known["RetrieveURL"] = holdings.url(request, *(str(values[name]) for name in _UID_KEYWORDS[match.level]))
     known["InstanceAvailability"] = "ONLINE"
-    return dicom_json.encode_keywords(known)
+    return json_elements.encode_keywords(known)
 
 
 def _returned_keywords(level: Level, path: dict[str, str], parameters: SearchParameters) -> tuple[str, ...]:
@@ -116,15 +117,3 @@ def _returned_keywords(level: Level, path: dict[str, str], parameters: SearchPar
         names += _INSTANCE_KEYWORDS
     requested = (*parameters.keys, *parameters.fields)
     return tuple(dict.fromkeys((*names, *(name for name in requested if name in catalogue.supported_keywords(level)))))
-
-
-def _warning_header(request: Request, parameters: SearchParameters, *, more: bool) -> dict[str, str]:
-    """Return the Warning header on ignored parameters and on further matches (PS3.18 8.3.4.4 and 10.6.3.2)."""
-    warnings = (
-        [f"these parameters are not supported and were ignored: {', '.join(parameters.ignored)}"]
-        if parameters.ignored
-        else []
-    )
-    if more and "limit" not in request.query_params:
-        warnings.append("there are more results that can be requested")
-    return {"Warning": f'299 dicomnode: "{"; ".join(warnings)}"'} if warnings else {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import unquote_to_bytes
 
@@ -16,10 +16,12 @@ from db import catalogue
 from db.catalogue import Level
 from dicomnode.web.holdings import require_uid
 
-__all__ = ["SearchParameters", "parse_search"]
+__all__ = ["SearchParameters", "parse_search", "parse_worklist_search", "warning_header"]
 
 _MOST_MATCHES = 10_000
 """Greatest number of matches in an answer; further ones come page by page."""
+_MOST_WORKITEMS = 1000
+"""The same of workitems, which are whole data sets."""
 _MOST_QUERY_BYTES = 16_384
 _MOST_PARAMETERS = 200
 _MOST_FIELDS = 500
@@ -29,6 +31,16 @@ _NUMBER = re.compile(r"[0-9]{1,12}")
 _HEADER_SAFE_NAME = re.compile(r"[A-Za-z0-9.]{1,64}")
 _CONTROL_PARAMETERS = frozenset({"accept", "charset", "fuzzymatching", "includefield", "limit", "offset"})
 _DEFAULT_PARAMETERS = frozenset({("emptyvaluematching", "false"), ("multiplevaluematching", "false")})
+
+
+class _EveryKeyword:
+    """All names that ``_parse_keyword`` knows."""
+
+    def __contains__(self, name: object) -> bool:
+        return name != ""
+
+
+_EVERY_KEYWORD = _EveryKeyword()
 
 
 @dataclass(frozen=True)
@@ -49,13 +61,39 @@ def parse_search(request: Request, level: Level, path: dict[str, str]) -> Search
 
     Raises 400 for an invalid value or a repeated parameter, 404 for a path with an invalid UID.
     """
+    return _parse(request, catalogue.supported_keywords(level), catalogue.find_unmatched, path, _MOST_MATCHES)
+
+
+def parse_worklist_search(request: Request) -> SearchParameters:
+    """Parse the query of a search of the worklist, whose every attribute can be matched. Raises 400 as above."""
+    return _parse(request, _EVERY_KEYWORD, lambda keys: (), {}, _MOST_WORKITEMS)
+
+
+def warning_header(request: Request, parameters: SearchParameters, *, more: bool) -> dict[str, str]:
+    """Return the Warning header on ignored parameters and on further matches (PS3.18 8.3.4.4 and 10.6.3.2)."""
+    warnings = (
+        [f"these parameters are not supported and were ignored: {', '.join(parameters.ignored)}"]
+        if parameters.ignored
+        else []
+    )
+    if more and "limit" not in request.query_params:
+        warnings.append("there are more results that can be requested")
+    return {"Warning": f'299 dicomnode: "{"; ".join(warnings)}"'} if warnings else {}
+
+
+def _parse(
+    request: Request,
+    supported: Container[str],
+    find_unmatched: Callable[[Mapping[str, str]], Container[str]],
+    path: dict[str, str],
+    most: int,
+) -> SearchParameters:
     parameters = _decode_parameters(request)
     query = {name: value for name, value in parameters if name in _CONTROL_PARAMETERS}
     keys = [(_parse_keyword(name), name, value) for name, value in parameters if name not in _CONTROL_PARAMETERS]
     _require_unique([name for name in query if name != "includefield"], parameters)
-    supported = catalogue.supported_keywords(level)
     known = [(keyword, _parse_value(keyword, value)) for keyword, _, value in keys if keyword in supported]
-    unmatched = catalogue.find_unmatched(dict(known))
+    unmatched = find_unmatched(dict(known))
     if len(dict(known)) < len(known):
         raise HTTPException(400, "the query names an attribute more than once")
     fields = [part for name, value in parameters if name == "includefield" for part in value.split(",") if part]
@@ -72,7 +110,7 @@ def parse_search(request: Request, level: Level, path: dict[str, str]) -> Search
         tuple(keyword for keyword in requested.values() if keyword in supported),
         "all" in fields,
         _parse_flag(query.get("fuzzymatching", "false")),
-        min(_parse_number("limit", query.get("limit", str(_MOST_MATCHES))), _MOST_MATCHES),
+        min(_parse_number("limit", query.get("limit", str(most))), most),
         _parse_number("offset", query.get("offset", "0")),
         _header_safe_names([*unknown, *(part for part, keyword in requested.items() if not keyword)]),
     )

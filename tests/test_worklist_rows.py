@@ -1,0 +1,141 @@
+"""Rows of the worklist on both databases: of two that claim or create a workitem, one is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta
+from functools import partial
+from threading import Barrier
+
+import pytest
+from sqlalchemy import select
+from sqlalchemy.orm import Session, sessionmaker
+
+from db import audit, workitems
+from db.models import Event, Workitem
+from db.states import WorkitemState
+from dicomnode.datasets.json_elements import Elements
+from dicomnode.errors import WorkitemRefused
+from dicomnode.worklist import events, transactions
+from tests.workitems import make_workitem, to_json
+
+Sessions = sessionmaker[Session]
+
+
+def create(sessions: Sessions, uid: str, now: datetime) -> None:
+    with sessions.begin() as session:
+        transactions.create(session, uid, make_workitem(), most=100, who="test", now=now)
+
+
+def change(sessions: Sessions, uid: str, state: str, transaction_uid: str, now: datetime) -> None:
+    request: Elements = to_json({"ProcedureStepState": state, "TransactionUID": transaction_uid})
+    with sessions.begin() as session:
+        transactions.change_state(session, uid, request, who=transaction_uid, now=now)
+
+
+def run_together(*works: Callable[[], None]) -> list[int]:
+    """Run all at once; return the statuses of those that were refused."""
+    start = Barrier(len(works))
+
+    def run(work: Callable[[], None]) -> int:
+        start.wait(timeout=60)
+        try:
+            work()
+        except WorkitemRefused as refusal:
+            return refusal.status
+        return 0
+
+    with ThreadPoolExecutor(len(works)) as pool:
+        return sorted(pool.map(run, works))
+
+
+def test_of_several_claims_one_succeeds(sessions: Sessions, now: datetime) -> None:
+    for uid in ("1.2.1", "1.2.2", "1.2.3"):
+        create(sessions, uid, now)
+        claims = [partial(change, sessions, uid, "IN PROGRESS", f"1.9.{at}", now) for at in range(4)]
+        assert run_together(*claims) == [0, 0xC302, 0xC302, 0xC302]
+        with sessions() as session:
+            row = workitems.find(session, uid)
+            assert row is not None
+            assert row.performer == row.transaction_uid
+            claimed = [
+                each.detail["reason"]
+                for each in session.scalars(select(Event).where(Event.subject == "workitems", Event.event == "moved"))
+                if each.subject_id == str(row.id)
+            ]
+            assert claimed == [f"claimed by {row.performer}"]
+    with sessions() as session:
+        assert audit.verify(session) is None
+
+
+def test_of_several_creations_one_succeeds(sessions: Sessions, now: datetime) -> None:
+    assert run_together(*[lambda: create(sessions, "1.2.1", now)] * 4) == [0, 0x0111, 0x0111, 0x0111]
+    with sessions() as session:
+        assert workitems.count(session) == 1
+        assert [each.event for each in session.scalars(select(Event))] == ["created"]
+
+
+def test_a_claim_and_a_cancellation_together_leave_one_outcome(sessions: Sessions, now: datetime) -> None:
+    def cancel(uid: str) -> None:
+        with sessions.begin() as session:
+            transactions.request_cancellation(session, uid, {}, who="scheduler", now=now)
+
+    for at in range(4):
+        uid = f"1.2.{at}"
+        create(sessions, uid, now)
+        claim = partial(change, sessions, uid, "IN PROGRESS", "1.9", now)
+        refused = run_together(partial(cancel, uid), claim)
+        with sessions() as session:
+            row = workitems.find(session, uid)
+            assert row is not None
+            assert (row.state, refused) in [
+                (WorkitemState.CANCELED, [0, 0xC300]),
+                (WorkitemState.IN_PROGRESS, [0, 0]),
+            ]
+
+
+@pytest.mark.parametrize("has_lock", [False, True])
+def test_ended_workitems_go_when_nobody_locks_them(sessions: Sessions, now: datetime, has_lock: bool) -> None:
+    create(sessions, "1.2.1", now)
+    create(sessions, "1.2.2", now)
+    change(sessions, "1.2.1", "IN PROGRESS", "1.9", now)
+    change(sessions, "1.2.1", "CANCELED", "1.9", now)
+    later = now + timedelta(days=1)
+
+    def delete(locked_before: datetime) -> int:
+        with sessions.begin() as session:
+            return workitems.delete_ended(session, before=later, locked_before=locked_before, limit=10, now=later)
+
+    if has_lock:
+        with sessions.begin() as session:
+            workitems.subscribe(session, "ME", "1.2.1", deletion_lock=True, matching={}, now=now)
+        assert delete(now) == 0
+        assert delete(later) == 1
+    else:
+        assert delete(now) == 1
+    with sessions() as session:
+        assert [row.uid for row in session.scalars(select(Workitem))] == ["1.2.2"]
+        assert workitems.list_subscribers(session, "1.2.1") == []
+
+
+def test_waiting_events_are_bounded(sessions: Sessions, now: datetime) -> None:
+    with sessions.begin() as session:
+        for at in range(5):
+            workitems.add_event(session, "ME", {"at": at}, most=3, now=now)
+    with sessions() as session:
+        assert [each.content["at"] for each in workitems.waiting_events(session, "ME", limit=10)] == [2, 3, 4]
+
+
+def test_who_follows_the_worklist_follows_its_workitems(sessions: Sessions, now: datetime) -> None:
+    with sessions.begin() as session:
+        workitems.subscribe(session, "EVERY", events.ALL, deletion_lock=False, matching={}, now=now)
+        keys = {"ProcedureStepLabel": "MS*"}
+        workitems.subscribe(session, "SOME", events.MATCHING, deletion_lock=True, matching=keys, now=now)
+        workitems.subscribe(
+            session, "NONE", events.MATCHING, deletion_lock=True, matching={"PatientID": "P-2"}, now=now
+        )  # fmt: skip
+    create(sessions, "1.2.1", now)
+    with sessions() as session:
+        rows = workitems.list_subscribers(session, "1.2.1")
+        assert [(row.ae_title, row.deletion_lock) for row in rows] == [("EVERY", False), ("SOME", True)]
