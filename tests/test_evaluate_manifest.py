@@ -86,7 +86,7 @@ def test_a_row_that_fails_is_listed_and_ends_no_evaluation(table: Path) -> None:
     c = mri_prior.RECIPE.configurations["smoke"]
     rows = on_manifest.evaluate_rows(recipe, c, cohort, networks, lambda done, step: None)
     assert [(row.subject, row.fault) for row in rows] == [("s2", "math domain error"), ("s3", "")]
-    assert on_manifest.compare(rows, "new", "old").title == "Mean of 1 test rows"
+    assert on_manifest.compare(rows, "new", "old").title == "Mean of 1 test row"
     only = replace(cohort, rows=tuple(row for row in cohort.rows if row.subject == "s2"))
     with pytest.raises(ValueError, match="line 3, subject s2: math domain error"):
         on_manifest.evaluate_rows(recipe, c, only, networks, lambda done, step: None)

@@ -123,6 +123,15 @@ def test_a_quick_evaluation_is_not_put_into_a_bundle(trained_bundle: Path, capsy
     assert (trained_bundle / "docs" / "README.md").read_bytes() == before
 
 
+def test_a_folder_around_a_bundle_is_said_to_be_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "bundle" / "configs").mkdir(parents=True)
+    (tmp_path / "bundle" / "configs" / "metadata.json").write_text("{}")
+    assert cli.main(["evaluate", str(tmp_path), "--quick"]) == 1
+    assert capsys.readouterr().err.endswith(
+        f"the folder {tmp_path} is no bundle, it has no configs/metadata.json; there is {tmp_path / 'bundle'}\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -131,7 +140,7 @@ def test_a_quick_evaluation_is_not_put_into_a_bundle(trained_bundle: Path, capsy
         (["train", "nothing"], 2, "no recipe 'nothing'"),
         (["train", "mri-prior", "--configuration", "huge"], 2, "no configuration 'huge'"),
         (["train", "mri-prior", "--device", "toaster"], 1, "torch knows no such device"),
-        (["train", "mri-prior", "--manifest", "missing.csv"], 1, "missing.csv"),
+        (["train", "mri-prior", "--manifest", "missing.csv"], 1, "--manifest missing.csv: there is no such file"),
         (["models", "show", "nothing"], 1, "no bundle nothing"),
         (["models", "verify", "nothing"], 1, "no bundle nothing"),
     ],

@@ -16,6 +16,8 @@ import pytest
 from PIL import Image
 from pydicom import dcmread
 from pydicom.dataset import Dataset
+from pydicom.uid import RawDataStorage
+from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 
 from db import jobs, readings
@@ -74,6 +76,16 @@ def test_the_viewer_opens_a_study_with_the_source_beside_the_result(web: Web) ->
     with_series = f"{study}&initialSeriesInstanceUID={source}"
     assert open_viewer(web, with_series) == f"/viewer/viewer/node?{with_series}", "as the address says"
     assert open_viewer(web, "StudyInstanceUIDs=1.2") == "/viewer/viewer/node?StudyInstanceUIDs=1.2"
+
+
+def test_the_viewer_opens_the_result_alone_where_the_source_is_kspace(web: Web) -> None:
+    make_reading(web)
+    with web.sessions.begin() as session:
+        for series in session.scalars(select(Series)):
+            series.attributes = {**series.attributes, "SOPClassUID": RawDataStorage}
+    study = f"StudyInstanceUIDs={study_uid('reading')}"
+    (image,) = (row.series_uid for row in web.rows(Output) if row.kind == "image")
+    assert open_viewer(web, study) == f"/viewer/viewer/node?{study}&initialSeriesInstanceUID={image}"
 
 
 def test_the_viewer_opens_a_study_whose_result_is_held_without_it(web: Web) -> None:

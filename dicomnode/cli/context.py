@@ -50,7 +50,7 @@ STATE_COLORS = {
 _STATES = ("state", "result", "mode")
 _DIGESTS = ("digest", "sha256", "before_digest", "after_digest")
 _DIGEST_CHARACTERS = 12
-_WHOLE_CHARACTERS = {"name": 24, "model": 24, "path": 40}
+_WHOLE_CHARACTERS = {"name": 24, "model": 24, "path": 40, "route": 20, "pipeline": 20, "after": 24}
 """Columns whose texts stay on one line up to so many characters."""
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]

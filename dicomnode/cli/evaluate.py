@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["evaluate"]
 
+_METADATA = "configs/metadata.json"
+
 
 def evaluate(
     ctx: typer.Context,
@@ -63,10 +65,18 @@ def evaluate(
 def _find_bundle(name: str, config: Config) -> BundleFacts:
     from dicomnode.deployment import models
     from model_zoo import registry
+    from model_zoo.bundle import BundleError
 
-    if (Path(name) / "configs" / "metadata.json").is_file():
+    if (Path(name) / _METADATA).is_file():
         return registry.read_facts(Path(name))
-    return models.find_bundle(name, config)
+    try:
+        return models.find_bundle(name, config)
+    except BundleError:
+        if not Path(name).is_dir():
+            raise
+    inside = [str(path.parents[1]) for path in sorted(Path(name).glob(f"*/{_METADATA}"))]
+    there_is = f"; there is {', '.join(inside)}" if inside else ""
+    raise NotFound(f"the folder {name} is no bundle, it has no {_METADATA}{there_is}")
 
 
 def _evaluate_bundle(facts: BundleFacts, data: Path | None, device: str, quick: bool) -> Evaluation:

@@ -260,7 +260,8 @@ def _print_warning(doubt: str) -> None:
 def _summarize_comparisons(rows: list[dict[str, Any]]) -> str:
     psnr = [row["psnr_db"] for row in rows if row["psnr_db"] is not None]
     times = [row["after_s"] / row["before_s"] for row in rows if row["after_s"] and row["before_s"]]
-    parts = [f"{len(rows)} studies, {sum(row['state'] == 'done' for row in rows)} compared"]
+    studies = "1 study" if len(rows) == 1 else f"{len(rows)} studies"
+    parts = [f"{studies}, {sum(row['state'] == 'done' for row in rows)} compared"]
     parts += [f"worst PSNR of an image {min(psnr):.1f} dB, median {median(psnr):.1f} dB"] if psnr else []
     parts += [f"median time {median(times):.2f} of the current one's"] if times else []
     return "; ".join(parts)

@@ -165,6 +165,8 @@ def open_sources(recipe: Recipe[Any], data: Path | None, table: Path | None, pha
     series = SeriesReader(folders.read_grid, folders.read_values)
     try:
         return manifest.make_sources(manifest.read(table, recipe.columns, series, check_row=recipe.check_row))
+    except FileNotFoundError as error:
+        raise ConfigError(f"--manifest {table}: there is no such file") from error
     except manifest.ManifestError as error:
         for problem in error.problems:
             print(f"{table}: {problem}", file=sys.stderr)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydicom.uid import RawDataStorage
 from sqlalchemy.orm import Session
 
 from db import contents
@@ -55,23 +56,27 @@ def _title(kind: str, caption: str) -> str:
 def choose_layout(session: Session, job: Job, spool_dir: Path, slice_index: int | None) -> Layout | None:
     """Choose the series that a viewer shows side by side: the source, and the image that the masks lie on.
 
+    No source is left where it is k-space; None where the result has no image.
+
     ``slice_index``: of the first image of the result, None for the middle; the slices of a source may have another
     order in a viewer.
     """
     priors = contents.list_prior_series(session, job.id)
     inputs = contents.list_input_series(session, [job.id]).get(job.id, [])
-    sources = [
-        each.series_uid for _, each in inputs if each.series_uid not in priors and each.modality not in _NO_PICTURES
-    ]
+    sources = [each.series_uid for _, each in inputs if each.series_uid not in priors and _is_displayable(each)]
     results = contents.list_results(session, [job.id]).get(job.id, [])
     images = [each.series_uid for each in results if each.kind == "image"]
     masks = [each for each in results if each.kind == "segmentation"]
     below = figures.find_referenced_series(spool.path(spool_dir, masks[0].first_sha256)) if masks else ""
     right = below or next(iter(images), "")
-    if not sources or not right:
+    if not right:
         return None
     at = slice_index if images and right == images[0] else None
-    return Layout(sources[0], right, masks[0].series_uid if masks else "", at)
+    return Layout(next(iter(sources), ""), right, masks[0].series_uid if masks else "", at)
+
+
+def _is_displayable(series: Series) -> bool:
+    return series.modality not in _NO_PICTURES and series.attributes.get("SOPClassUID") != RawDataStorage
 
 
 def _list_priors(job: Job, inputs: list[tuple[str, Series]], priors: dict[str, tuple[str, str]]) -> list[ReadingFigure]:

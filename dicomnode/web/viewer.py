@@ -36,7 +36,10 @@ _INLINE_SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 
 @dataclass(frozen=True)
 class Layout:
-    """Series side by side, with a segmentation on the right one, or none (""), at a slice of it (None: the middle)."""
+    """Series side by side, with a segmentation on the right one, or none (""), at a slice of it (None: the middle).
+
+    ``left_uid``: "" for none.
+    """
 
     left_uid: str
     right_uid: str
@@ -51,7 +54,12 @@ def viewer_url(study_uid: str, series_uid: str = "", *, review: bool = False) ->
 
 
 def reading_url(study_uid: str, layout: Layout, *, review: bool = False) -> str:
-    """Return the viewer's address that opens two series side by side, as ``viewer_layout.js`` reads it."""
+    """Return the viewer's address that opens two series side by side, as ``viewer_layout.js`` reads it.
+
+    Without a left series it opens the right one alone.
+    """
+    if not layout.left_uid:
+        return viewer_url(study_uid, layout.right_uid, review=review)
     at = "" if layout.slice_index is None else str(layout.slice_index)
     fields = ",".join((layout.left_uid, layout.right_uid, layout.mask_uid, at))
     return f"{viewer_url(study_uid, review=review)}&hangingProtocolId=@dicomnode/reading#layout={fields}"

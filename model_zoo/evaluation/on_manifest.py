@@ -81,7 +81,7 @@ def compare(rows: Sequence[RowScores], new: str, old: str = "") -> Table:
         cells: list[str | float] = [name, _mean(rows, new, name)]
         lines.append((*cells, _mean(rows, old, name), _count_better(rows, new, old, name)) if old else tuple(cells))
     heads = ("number", new, old, "better on") if old else ("number", new)
-    return Table(f"Mean of {len(rows)} test rows", heads, tuple(lines))
+    return Table(f"Mean of {len(rows)} test row{'s' * (len(rows) != 1)}", heads, tuple(lines))
 
 
 def _validate(recipe: Recipe[Any], c: Any, network: nn.Module, source: Source) -> dict[str, float]:
