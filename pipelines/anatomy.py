@@ -12,10 +12,10 @@ that they do not depend on the slices' thickness.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -53,6 +53,7 @@ __all__ = [
     "Anatomy",
     "Options",
     "check_head",
+    "check_magnitude",
     "measure_brain",
     "measure_structures",
     "run",
@@ -152,6 +153,12 @@ def run(case: Case, model: Model, options: Options, seed: int, progress: Progres
     return [*found, *score_out_of_distribution(anatomy, head, model, seed, options.least_confidence)]
 
 
+def check_magnitude(facts: Mapping[str, Any], name: str = "this") -> None:
+    """Raise Refused where the image type of an MR image is no magnitude. ``name``: of the input, for the reason."""
+    if parts := NO_MAGNITUDES & {str(each) for each in np.atleast_1d(facts.get("image_type", ()))}:
+        raise Refused(f"{name} is no magnitude but a phase image or part of the signal ({min(parts)})")
+
+
 def check_head(head: Volume, facts: object = None) -> None:
     """Raise Refused unless header and grid allow the image to be one of a whole brain."""
     header = facts if isinstance(facts, dict | MappingProxyType) else {}
@@ -160,8 +167,7 @@ def check_head(head: Volume, facts: object = None) -> None:
         raise Refused(f"anatomy reads MR images of the head; this one's modality is {modality}")
     if body_part and not any(known in body_part for known in HEAD_WORDS):
         raise Refused(f"anatomy reads MR images of the head; this one's body part is {body_part}")
-    if parts := NO_MAGNITUDES & {str(each) for each in np.atleast_1d(header.get("image_type", ()))}:
-        raise Refused(f"this is no magnitude but a phase image or part of the signal ({min(parts)})")
+    check_magnitude(header)
     extent_mm = [n * spacing for n, spacing in zip(head.grid.shape, head.grid.spacing_mm, strict=True)]
     if min(extent_mm) < SMALLEST_EXTENT_MM:
         extent = " x ".join(f"{each:.0f}" for each in extent_mm)

@@ -28,6 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from model_zoo import standard_dose
+from pipelines.anatomy import check_magnitude
 from pipelines.codes import LOW_CONFIDENCE, SPATIAL, STANDARD_DEVIATION
 from pipelines.contract import (
     Case,
@@ -175,6 +176,7 @@ def _find_regions(case: Case, pet: Volume, model: Model, progress: Progress) -> 
     region_maps: RegionMaps = []
     mr, ct, organs = (case.inputs.get(name) for name in ("mr", "ct", "organs"))
     if isinstance(mr, Volume):
+        check_magnitude(case.facts.get("mr", {}), "the MR")
         region_maps.append(
             find_head_regions(mr, pet, model.helpers["anatomy"], lambda done, step: progress(0.25 * done, step))
         )

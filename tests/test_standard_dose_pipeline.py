@@ -251,6 +251,13 @@ def test_what_is_no_frame_of_activity_is_refused(what: str, blur: Model) -> None
         _run(blur, Volume(_make_body(_make_grid()), _make_grid(), "Bq/ml"), FACTS | facts)
 
 
+def test_a_phase_image_as_mr_is_refused(blur: Model) -> None:
+    pet = Volume(_make_body(_make_grid()), _make_grid(), "Bq/ml")
+    case = Case({"pet": pet, "mr": pet}, FACTS | {"mr": {"image_type": ("ORIGINAL", "PRIMARY", "P", "ND")}})
+    with pytest.raises(Refused, match=r"the MR is no magnitude but a phase image or part of the signal \(P\)"):
+        standard_dose_pet.run(case, blur, standard_dose_pet.Options(), 0, lambda done, step: None)
+
+
 def test_an_image_without_activity_is_refused(blur: Model) -> None:
     empty = np.zeros((24, 40, 44), np.float32)
     with pytest.raises(Refused, match="holds no activity"):
