@@ -22,10 +22,12 @@ from db.states import DeliveryState, JobState, NotificationState
 __all__ = [
     "OUTBOX",
     "ClaimedNotification",
+    "DeliveredObject",
     "Subject",
     "claim_due",
     "give_up_old",
     "is_replaced",
+    "list_delivered",
     "mark_failed",
     "mark_sent",
     "notify_delivered",
@@ -48,6 +50,16 @@ class Subject:
     accession_number: str
     study_date: str
     study_uid: str
+
+
+@dataclass(frozen=True)
+class DeliveredObject:
+    """A result and the names of the destinations that have it."""
+
+    series_uid: str
+    sop_instance_uid: str
+    sop_class_uid: str
+    destinations: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -94,6 +106,19 @@ def notify_given_up(session: Session, job_id: int, destination: str, *, reason: 
     job = _lock_job(session, job_id, "failed")
     if job is not None:
         _enqueue(session, job, "failed", f"not delivered to {destination}: {reason}", now)
+
+
+def list_delivered(session: Session, job_id: int) -> list[DeliveredObject]:
+    """Return the results of a job that a destination has, in the order of their rows."""
+    there = (Output.job_id == job_id, Delivery.state == DeliveryState.DELIVERED)
+    rows = session.execute(select(Output, Delivery.destination).join(Delivery).where(*there).order_by(Output.id)).all()
+    names: dict[Output, list[str]] = {}
+    for output, destination in rows:
+        names.setdefault(output, []).append(destination)
+    return [
+        DeliveredObject(output.series_uid, output.sop_instance_uid, output.sop_class_uid, tuple(sorted(where)))
+        for output, where in names.items()
+    ]
 
 
 def claim_due(

@@ -33,7 +33,7 @@ from dicomnode.maintenance.backfill import Backfill
 from dicomnode.maintenance.retention import Retention
 from dicomnode.monitoring.meters import Meters
 from dicomnode.monitoring.sweep_health import SweepHealth
-from dicomnode.notifications import notification
+from dicomnode.notifications import availability, notification
 from dicomnode.routing import completion, prefetch, rerouting, routing
 from dicomnode.storage.high_water import HighWater, check_nothing_lost
 from dicomnode.sweeps import Sweeps
@@ -47,7 +47,7 @@ log = logging.getLogger("dicomnode.node")
 
 DRAIN_S = 20.0
 _DEADLINE_S = dict.fromkeys(
-    ("delivery", "proofs", "commitment reports", "fetching", "notifications", "retention"), 1800.0
+    ("delivery", "proofs", "commitment reports", "fetching", "notifications", "availability", "retention"), 1800.0
 )
 """Longest time between two successes of a sweep; sweeps that wait for other machines, or delete much, get more."""
 
@@ -145,6 +145,7 @@ def make_sweeps(
         "proofs": lambda: proving.prove_due(sessions, config, now=now),
         "commitment reports": lambda: reporting.report_due(sessions, config, now=now),
         "notifications": lambda: notification.notify_due(sessions, config, now=now),
+        "availability": lambda: availability.announce_due(sessions, config, now=now),
         "retention": lambda: retention.step(now=now),
         "learning": learning,
         "backfill": Backfill(sessions, config.spool_dir).step,

@@ -93,7 +93,9 @@ class Config(Section):
     @property
     def recipients_by_route(self) -> Mapping[str, Mapping[str, tuple[str, ...]]]:
         """The recipients of notifications by route: names, each with the events that it is notified of."""
-        return self.notifications.group_by_route([route.name for route in self.routes])
+        peers = {peer.availability_name: ("delivered",) for peer in self.peers if peer.availability_notification}
+        grouped = self.notifications.group_by_route([route.name for route in self.routes])
+        return {route: {**recipients, **peers} for route, recipients in grouped.items()}
 
     def sends_refusal_notes(self, route: str) -> bool:
         """Return whether the destinations of a route get a note on each refused job.

@@ -18,7 +18,8 @@ class Peer(Preferences):
     """Another application entity, with its preferences for results. ``tls_...`` replaces [node.tls];
     ``tls_server_name``: the name in its certificate, where that differs from ``host``. ``commitment``: whether it is
     asked to commit what was delivered; ``verify``: how it is searched for that otherwise; ``dicomweb_url``: the root of
-    its DICOMweb services."""
+    its DICOMweb services; ``availability_notification``: whether it learns where delivered results can be
+    retrieved."""
 
     name: str
     ae_title: AETitle
@@ -35,6 +36,12 @@ class Peer(Preferences):
     dicomweb_url: WebAddress | None = None
     dicomweb_token_file: Path | None = None
     dicomweb_ca_file: Path | None = None
+    availability_notification: bool = False
+
+    @property
+    def availability_name(self) -> str:
+        """The peer as a receiver of notifications: the name that lists have."""
+        return f"availability: {self.name}"
 
     @model_validator(mode="after")
     def _check_tls(self) -> Self:
