@@ -37,6 +37,7 @@ from model_zoo.simulate import anatomy
 from model_zoo.simulate.kspace import compute_signal, simulate_scan
 from pipelines import inversion
 from pipelines.encoding import Problem, prepare_image
+from pipelines.spread import measure_spread, mix_images
 
 Array = NDArray[np.float32]
 
@@ -183,12 +184,15 @@ def reconstruct(p: Problem, truth: Array, model: Model) -> dict[str, Array]:
     """Return the image of each method."""
     options = inversion.Options()
     smooth = [in_units(p, classical.total_variation(p.A, p.y, w)) for w in WEIGHTS]
-    mean = inversion.estimate_slices(p, model, options)
+    estimate = inversion.estimate_slices(p, model, options)
+    samples = [inversion.draw_samples(p, model, options, [n + 1], estimate) for n in range(options.samples)]
+    share = measure_spread(p, model, model, options, 1).share
     return {
         "zero-filled": in_units(p, classical.zero_filled(p.A, p.y)),
         "total variation": max(smooth, key=lambda x: psnr(x, truth)),
-        "posterior mean": in_units(p, mean),
-        "one sample": in_units(p, inversion.draw_samples(p, model, options, [1], mean)),
+        "estimate alone": in_units(p, estimate),
+        "one sample": in_units(p, samples[0]),
+        "delivered": in_units(p, mix_images(estimate, torch.stack(samples, dim=1), share)),
     }
 
 
@@ -257,7 +261,7 @@ def main() -> None:
     parser.add_argument("--store", type=Path, default=Path("build/benchmarks/lesion_detectability.json"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    done = fill(arguments.store, arguments.slice or list(SLICES), registry.load("mri_prior"))
+    done = fill(arguments.store, arguments.slice or list(SLICES), registry.load("mri_prior", bf16=True))
     print("\n".join(rows(done)))
 
 

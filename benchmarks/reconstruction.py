@@ -48,7 +48,7 @@ from model_zoo.operators import magnitude
 from model_zoo.simulate import anatomy
 from pipelines import inversion
 from pipelines.encoding import Problem, prepare_image
-from pipelines.spread import measure_spread
+from pipelines.spread import measure_spread, mix_images
 
 WEIGHTS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032)
 HEADER = (
@@ -82,12 +82,8 @@ def methods(model: Model, names: list[str], options: inversion.Options) -> dict[
     found: dict[str, Method] = {
         "zero-filled": lambda p: Answer(classical.zero_filled(p.A, p.y)),
         "cg-sense": lambda p: Answer(classical.cg_sense(p.A, p.y, ridge=0.01)),
-        "ours: DDS posterior mean": lambda p: Answer(
-            inversion.estimate_slices(p, model, options),
-            options.mean_steps,
-            lambda: deviation(p, model, options),
-            lambda: measure_spread(p, model, model, options, 1).factor,
-        ),
+        "ours: DDS posterior mean": lambda p: Answer(inversion.estimate_slices(p, model, options), options.mean_steps),
+        "ours: delivered": lambda p: deliver(p, model, options),
     }
     adaptive = options.model_copy(update={"solver": "adadiff"})
     found["adadiff: posterior mean"] = lambda p: estimate_adapted(p, model, adaptive)
@@ -115,6 +111,16 @@ def estimate_unrolled(p: Problem) -> Answer:
     return Answer(unrolled.reconstruct(p, network), len(network.log_errors))
 
 
+def deliver(p: Problem, model: Model, options: inversion.Options) -> Answer:
+    """Return the image that the node delivers, and its sd; evaluations without those on held-out samples."""
+    estimate = inversion.estimate_slices(p, model, options)
+    seeds = ([1000 * n + i for i in range(len(p.y))] for n in range(options.samples))
+    images = [inversion.draw_samples(p, model, options, each, estimate) for each in seeds]
+    spread = measure_spread(p, model, model, options, 1)
+    x = mix_images(estimate, torch.stack(images, dim=1), spread.share)
+    return Answer(x, inversion.count_evaluations(options), lambda: _spread(p, images), lambda: spread.factor)
+
+
 def estimate_by_samples(p: Problem, model: Model, options: inversion.Options, count: int) -> Answer:
     images = list(draw_samples(p, model, options, count))
     evaluations = count * (inversion.count_evaluations(options) - options.mean_steps) // options.samples
@@ -134,10 +140,6 @@ def draw_samples(p: Problem, model: Model, options: inversion.Options, count: in
     estimate = inversion.estimate_slices(p, model, options) if options.solver == "dds" else p.A.H(p.y)
     for n in range(count):
         yield inversion.draw_samples(p, model, options, [1000 * n + i for i in range(len(p.y))], estimate)
-
-
-def deviation(p: Problem, model: Model, options: inversion.Options) -> Tensor:
-    return _spread(p, draw_samples(p, model, options, options.samples))
 
 
 def _spread(p: Problem, images: Iterable[Tensor]) -> Tensor:

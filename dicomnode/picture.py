@@ -42,7 +42,7 @@ def draw(kspace_file: Path, results: Sequence[StoredResult], picture: Path, *, t
     panels: tuple[tuple[str, NDArray[Any], str, float], ...] = (
         ("zero-filled", zero_filled, "gray", 0.998),
         ("L1-wavelet", wavelet, "gray", 0.998),
-        ("dicomnode: posterior mean\n(synthetic, research use only)", ours, "gray", 0.998),
+        ("dicomnode\n(synthetic, research use only)", ours, "gray", 0.998),
         ("standard deviation of posterior samples", deviation, "magma", 0.999),
     )
     for axis, (name, image, colours, brightest) in zip(axes, panels, strict=True):

@@ -1,9 +1,10 @@
-"""Uncertainty from posterior samples: mean and standard deviation, and agreement with the measured data."""
+"""Uncertainty from posterior samples: mean and standard deviation, and agreement with measured and held-out data."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import astuple, dataclass
 
 import numpy as np
 import torch
@@ -14,7 +15,16 @@ from torch import Tensor
 from model_zoo.operators import Fourier
 from model_zoo.samplers import enforce_consistency
 
-__all__ = ["apply_discrepancy_principle", "calibrate_sd", "chi_square", "mean_and_sd", "pool_sd", "spread_factor"]
+__all__ = [
+    "HeldOut",
+    "apply_discrepancy_principle",
+    "calibrate_sd",
+    "chi_square",
+    "compare_held_out",
+    "mean_and_sd",
+    "pool_sd",
+    "spread_factor",
+]
 
 BEYOND = 1.3
 """Error over that which explains held-out samples: what was never acquired lies farther out in k-space, and errors of
@@ -23,6 +33,37 @@ USUAL_RATIO = 2.0
 """Squared error over the samples' variance on validation label maps, in held-out samples."""
 NOISE_DOUBT = 0.1
 """Relative error of the variance of the noise that is allowed for."""
+USUAL_SHARE = 0.5
+"""Share of the estimate in the image where nothing was held out. Chosen on validation label maps."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Sums over held-out samples y of k-space, which an estimate e and posterior samples s of mean m are compared with.
+
+    ``residual`` ||y - A m||^2, ``cross`` Re <A (e - m), y - A m>, ``distance`` ||A (e - m)||^2, ``noise`` the part of
+    the residual that the noise of y gives, ``variance`` E||A (s - E s)||^2. Sums of several slices add up.
+    """
+
+    residual: float = 0.0
+    cross: float = 0.0
+    distance: float = 0.0
+    noise: float = 0.0
+    variance: float = 0.0
+
+    def __add__(self, other: HeldOut) -> HeldOut:
+        return HeldOut(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+    @property
+    def share(self) -> float:
+        """Share w of the estimate, 0 to 1, for which w e + (1 - w) m is nearest to the held-out samples."""
+        return min(max(self.cross / self.distance, 0.0), 1.0) if self.distance > 0 else USUAL_SHARE
+
+    @property
+    def factor(self) -> float:
+        """Return :func:`spread_factor` for the image w e + (1 - w) m, w being the share."""
+        w = self.share
+        return spread_factor(self.residual - 2 * w * self.cross + w**2 * self.distance, self.noise, self.variance)
 
 
 def mean_and_sd(samples: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
@@ -56,16 +97,29 @@ def pool_sd(sd: NDArray[np.float32], width_px: tuple[float, float]) -> NDArray[n
 def spread_factor(residual: float, noise: float, variance: float) -> float:
     """Return what the sd of posterior samples is multiplied by, from samples of k-space that were held out.
 
-    ``residual`` ||y - A x||^2 with A and y the held-out samples, ``noise`` the part of it that their noise gives,
-    ``variance`` E||A (s - E s)||^2 of posterior samples s. The factor is BEYOND sqrt(a), a = (residual - noise) /
-    variance the squared error over the variance. Doubt about the noise, d = NOISE_DOUBT noise, draws a to its usual
-    value: a = (residual - noise + d USUAL_RATIO) / (variance + d), at least one. Nothing held out gives the usual a.
+    ``residual`` ||y - A x||^2 with x the image, A and y the held-out samples, ``noise`` the part of it that their noise
+    gives, ``variance`` E||A (s - E s)||^2 of posterior samples s. The factor is BEYOND sqrt(a), with a = (residual -
+    noise) / variance the squared error over the variance. Doubt about the noise, d = NOISE_DOUBT noise, draws a to its
+    usual value: a = (residual - noise + d USUAL_RATIO) / (variance + d), at least one. Nothing held out gives the usual
+    a.
     """
     doubt = NOISE_DOUBT * noise
     if variance + doubt <= 0:
         return BEYOND * math.sqrt(USUAL_RATIO)
     ratio = (residual - noise + doubt * USUAL_RATIO) / (variance + doubt)
     return BEYOND * math.sqrt(max(ratio, 1.0))
+
+
+def compare_held_out(y: Tensor, estimate: Tensor, mean: Tensor, sd: Tensor, noise: float) -> HeldOut:
+    """Return the sums of :class:`HeldOut`, of held-out samples ``y`` and what A makes of estimate and samples."""
+    missing, ahead = y - mean, estimate - mean
+    return HeldOut(
+        residual=float(missing.abs().square().sum()),
+        cross=float((ahead.conj() * missing).real.sum()),
+        distance=float(ahead.abs().square().sum()),
+        noise=noise,
+        variance=float(sd.square().sum()),
+    )
 
 
 def calibrate_sd(sd: NDArray[np.float32], image: NDArray[np.float32], factor: float) -> NDArray[np.float32]:

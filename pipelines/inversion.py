@@ -90,13 +90,14 @@ class Options(BaseModel):
         default=4,
         ge=2,
         le=64,
-        description="posterior samples, from which the standard deviation comes",
+        description="posterior samples, from which the standard deviation and a share of the image come",
     )
     held_out: float = Field(
         default=0.15,
         ge=0,
         le=0.5,
-        description="share of the acquired samples held out of two slices to scale the standard deviation; 0: none",
+        description="share of the acquired samples held out of two slices, which set the estimate's share of the image "
+        "and the scale of the standard deviation; 0: none",
     )
     mean_sigma_max: float = Field(
         default=0.3,
@@ -236,7 +237,7 @@ def is_volume(k: KSpace) -> bool:
 
 
 def estimate_slices(problem: Problem, model: Model, options: Options) -> Tensor:
-    """Return the scaled posterior mean (slice, [set,] a, b): annealed without injected noise, then data-consistent."""
+    """Return the scaled estimate (slice, [set,] a, b): annealed without injected noise, then data-consistent."""
     D = _restrict_to_support(_denoise_in_batches(model.denoiser, options.batch), problem.A)
     A, y = problem.A, problem.y
     correct = samplers.make_correction(A, y, sigma_y=problem.sigma_y, sigma_data=model.denoiser.sigma_data)

@@ -96,6 +96,10 @@ MEANINGS: Mapping[str, Meaning] = MappingProxyType(
             "what the standard deviation was multiplied by to explain samples that were held out",
             "the standard deviation beside the image",
         ),
+        "share of the estimate": Meaning(
+            "the part of the image, from 0 to 1, that is the estimate; small lesions are dimmer where it is large",
+            "small structures of low contrast",
+        ),
         # synthetic PET
         "reference factor of * PET": Meaning(
             "the mean of the generated PET in its reference region, 1 is expected",

@@ -2,17 +2,18 @@
 
 Input: ``kspace`` (:class:`pipelines.contract.KSpace`), any number of coils and slices; a 3D acquisition comes as
 slices, transformed along its readout. Further contrasts or sets of the acquisition come as further k-space ("kspace 2",
-...) and are images of their own, with the coils' maps of one of them. Output for each: the magnitude of the
-posterior-mean estimate, the voxel-wise standard deviation of posterior samples, the region where it is large, and
-measurements of fit. Values are in the units of the samples (an orthonormal Fourier transform apart), which for MR are
+...) and are images of their own, with the coils' maps of one of them. Output for each: the magnitude of a mean of the
+estimate and posterior samples, the voxel-wise standard deviation of the samples, the region where it is large, and
+measurements of fit. Values are in the units of k-space (an orthonormal Fourier transform apart), which for MR are
 arbitrary: unit "1".
 
 Model: y = A x + e with A = P F S and white e; prior: the bundle ``mri_prior``, a denoiser of complex images whose
 99th percentile of magnitude is one. Thin slices without gaps can be coupled in the estimate. Samples start at the
-estimate and are drawn slice by slice, with the original prior; their spread is scaled by samples of k-space that were
-held out. By the option ``coils``, several coils without calibration lines are reconstructed each by itself and
-combined by the root sum of squares (``pipelines.separate_coils``); such a result is held for a person. Papers: ESPIRiT
-(Uecker 2014), DDS (Chung 2024), EDM (Karras 2022), AdaDiff (Güngör 2023, as corrected in ``model_zoo.adaptation``).
+estimate and are drawn slice by slice, with the original prior. Samples of k-space that were held out set the share of
+the estimate in the image and scale the spread. By the option ``coils``, several coils without calibration lines are
+reconstructed each by itself and combined by the root sum of squares (``pipelines.separate_coils``); such a result is
+held for a person. Papers: ESPIRiT (Uecker 2014), DDS (Chung 2024), EDM (Karras 2022), AdaDiff (Güngör 2023, as
+corrected in ``model_zoo.adaptation``).
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ from pipelines.inversion import (
     is_volume,
 )
 from pipelines.separate_coils import combine_coil_images, prepare_separate_coils
-from pipelines.spread import SLICES, Spread, evaluations_held_out, measure_spread
+from pipelines.spread import SLICES, Spread, evaluations_held_out, measure_spread, mix_images
 
 if TYPE_CHECKING:
     from model_zoo.adaptation import Adaptation
@@ -171,7 +172,7 @@ def _reconstruct_image(
         extra = _measure_adaptation(adaptation)
     progress(0.04, _with_label("spread against held-out samples", k))
     spread = measure_spread(problem, prior, model, options, _derive_seed(seed, -2))
-    extra.append(_measure_factor(spread))
+    extra += _measure_spread(spread)
     volume = None
     if options.across_slices > 0 and is_volume(k):
         progress(0.05, _with_label("estimate across slices", k))
@@ -181,7 +182,7 @@ def _reconstruct_image(
         progress(0.05 + 0.9 * i / count, _with_label(f"slice {i + 1} of {count}", k))
         one = problem.one_slice(i).to(model.device)
         x = estimate_slices(one, prior, options) if volume is None else volume[i : i + 1]
-        slices.append(_reconstruct_slice(one, x, k, model, options, _derive_seed(seed, i)))
+        slices.append(_reconstruct_slice(one, x, spread.share, k, model, options, _derive_seed(seed, i)))
     progress(0.95, "findings")
     image = Volume(torch.stack([s.image for s in slices]).numpy(), k.grid)
     pooled = uncertainty.pool_sd(torch.stack([s.sd for s in slices]).numpy(), _encoded_pixel(k))
@@ -194,12 +195,18 @@ def _reconstruct_image(
     return [*_findings(k, image, sd, options, problem), *(replace(m, group=k.label) for m in fit), *notes]
 
 
-def _reconstruct_slice(one: Problem, x: Tensor, k: KSpace, model: Model, options: Options, seed: int) -> _Slice:
-    """Draw the samples of one slice and return its image, sd and chi-square; ``x`` is the estimate."""
+def _reconstruct_slice(
+    one: Problem, estimate: Tensor, share: float, k: KSpace, model: Model, options: Options, seed: int
+) -> _Slice:
+    """Draw the samples of one slice and return its image, sd and chi-square; ``share``: of the estimate in the image.
+
+    Estimate and samples explain the data, so that their mean does.
+    """
+    samples = torch.cat(list(_draw_in_batches(one, estimate, model, options, seed)), dim=1)
+    x = mix_images(estimate, samples, share)
     chi_square = float(uncertainty.chi_square(one.A, x, one.y, one.sigma_y).mean())
-    image = _to_delivered_grid(one, x, k)[0]
-    _, sd = uncertainty.mean_and_sd(_sample_magnitudes(one, x, k, model, options, seed))
-    return _Slice(image, sd, chi_square)
+    _, sd = uncertainty.mean_and_sd(_to_delivered_grid(one, sample, k)[0] for sample in samples.unbind(dim=1))
+    return _Slice(_to_delivered_grid(one, x, k)[0], sd, chi_square)
 
 
 def _with_label(name: str, k: KSpace) -> str:
@@ -211,15 +218,15 @@ def _describe(k: KSpace, words: str) -> str:
     return f"{k.label}: {words}" if k.label else words
 
 
-def _sample_magnitudes(
-    one: Problem, x: Tensor, k: KSpace, model: Model, options: Options, seed: int
-) -> Iterator[Tensor]:
+def _draw_in_batches(one: Problem, x: Tensor, model: Model, options: Options, seed: int) -> Iterator[Tensor]:
+    """Yield posterior samples (coil without map or one, sample, [set,] a, b), a batch of samples at a time."""
     batch = max(options.batch // one.separate_coils, 1)
     for start in range(0, options.samples, batch):
         numbers = range(start, min(start + batch, options.samples))
         batch_seeds = [_derive_seed(seed, options.samples * c + n) for c in range(one.separate_coils) for n in numbers]
         repeated, estimate = one.repeat(len(numbers)), x.repeat_interleave(len(numbers), 0)
-        yield from _to_delivered_grid(repeated, draw_samples(repeated, model, options, batch_seeds, estimate), k)
+        found = draw_samples(repeated, model, options, batch_seeds, estimate)
+        yield found.reshape(len(x), len(numbers), *found.shape[1:])
 
 
 def _to_delivered_grid(problem: Problem, x: Tensor, k: KSpace) -> Tensor:
@@ -312,11 +319,17 @@ def _describe_maps(problem: Problem) -> str:
     return problem.maps_from if problem.A.sets == 1 else f"{problem.maps_from}, {problem.A.sets} sets (soft SENSE)"
 
 
-def _measure_factor(spread: Spread) -> Measurement:
-    return Measurement(
-        "sd factor", spread.factor, "1",
-        f"What multiplies the samples' standard deviation: {uncertainty.BEYOND:g} times what held-out data require",
-    )  # fmt: skip
+def _measure_spread(spread: Spread) -> list[Measurement]:
+    return [
+        Measurement(
+            "sd factor", spread.factor, "1",
+            f"What multiplies the samples' standard deviation: {uncertainty.BEYOND:g} times what held-out data require",
+        ),
+        Measurement(
+            "share of the estimate", spread.share, "1",
+            "Part of the image that is the estimate, by held-out data; the rest is the mean of the samples",
+        ),
+    ]  # fmt: skip
 
 
 def _measure_adaptation(how: Adaptation) -> list[Measurement]:

@@ -97,13 +97,13 @@ def combine_coil_images(images: Tensor, problem: Problem, x: Tensor) -> Tensor:
     return (energy - bias[:, None, None]).clamp_min(0).sqrt()
 
 
-def compare_combined(one: Problem, x: Tensor, samples: Iterable[Tensor], split: Split) -> tuple[float, float, float]:
-    """Return what :func:`model_zoo.uncertainty.spread_factor` takes, of the combined image of one slice.
+def compare_combined(one: Problem, x: Tensor, samples: Iterable[Tensor], split: Split) -> uncertainty.HeldOut:
+    """Compare the estimate ``x`` and samples with the held-out samples of k-space in the combined image of one slice.
 
     An error e_c of the coils' images changes their root sum of squares by d = Re sum_c conj(x_c) e_c / rss. Coils err
-    alike while their samples are independent, so that only d shows how far the combined image is off. ``residual``,
-    ``noise`` and ``variance`` are those of d, the held-out samples alone being transformed. ``noise`` is zero without a
-    noise pre-scan, which gives a larger sd: signal raises the noise level found in the samples.
+    alike while their samples are independent, so that only d shows how far the combined image is off. The sums are
+    those of d, the held-out samples alone being transformed. ``noise`` is zero without a noise pre-scan, which gives a
+    larger sd: signal raises the noise level found in the samples.
     """
     received = one.in_units(x)
     weight = one.gain * received.conj() / received.abs().square().sum(dim=0).sqrt().clamp_min(1e-20)
@@ -112,8 +112,8 @@ def compare_combined(one: Problem, x: Tensor, samples: Iterable[Tensor], split: 
     def change(y: Tensor) -> Tensor:
         return (weight * held_out.H(y)).real.sum(dim=0)
 
-    residual = change(one.y - one.A(x)).square().sum()
     share = split.targets.float().mean(dim=(1, 2))
     noise = (weight.abs().square() * (one.sigma_y.square() * share)[:, None, None]).sum()
-    _, sd = uncertainty.mean_and_sd(change(held_out(s)) for s in samples)
-    return float(residual), float(noise) if one.noise_is_known else 0.0, float(sd.square().sum())
+    mean, sd = uncertainty.mean_and_sd(change(held_out(s)) for s in samples)
+    known = float(noise) if one.noise_is_known else 0.0
+    return uncertainty.compare_held_out(change(one.y), change(held_out(x)), mean, sd, known)

@@ -1,8 +1,12 @@
-"""Scale of the samples' standard deviation, measured on k-space that the samples were not made from.
+"""Share of the estimate in the image and scale of the samples' sd, measured on k-space that neither was made from.
 
 Samples of a prior that was trained on simulated heads lie too close together, by a factor that depends on the
 acquisition. A part of the acquired samples is held out, the image is reconstructed and sampled from the rest, and the
-held-out samples show how far the truth lies from the estimate in units of the samples' spread.
+held-out samples show how far the truth lies from the image in units of the samples' spread.
+
+The image is a mean of two: the estimate, which removes aliasing best but dims small structures, and the mean of the
+samples, which keeps them (:func:`model_zoo.samplers.anneal` says why). Their shares are those that come nearest to the
+held-out samples.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ from pipelines.separate_coils import compare_combined
 if TYPE_CHECKING:
     from model_zoo.bundle import Model
 
-__all__ = ["SLICES", "Spread", "evaluations_held_out", "measure_spread"]
+__all__ = ["SLICES", "Spread", "evaluations_held_out", "measure_spread", "mix_images"]
 
 SLICES = 2
 """Number of slices, spread over the volume, of which samples are held out."""
@@ -32,19 +36,23 @@ SAMPLES = 4
 
 @dataclass(frozen=True)
 class Spread:
-    """``factor``: what the standard deviation of samples is multiplied by; ``evaluations``: calls of the denoiser."""
+    """``factor``: what the standard deviation of samples is multiplied by; ``share``: of the estimate in the image.
+
+    The rest of the image is the mean of the samples. ``evaluations``: calls of the denoiser.
+    """
 
     factor: float
+    share: float
     evaluations: int
 
 
 def measure_spread(problem: Problem, prior: Model, model: Model, options: Options, seed: int) -> Spread:
-    """Return the factor of :func:`model_zoo.uncertainty.spread_factor` for the slices of one image.
+    """Return factor and share (:class:`model_zoo.uncertainty.HeldOut`) for the slices of one image.
 
-    ``prior`` makes the estimate and ``model`` the samples, as in the reconstruction. The factor is the usual one where
+    ``prior`` makes the estimate and ``model`` the samples, as in the reconstruction. Both are the usual ones where
     ``options.held_out`` is zero.
     """
-    residual = noise = variance = 0.0
+    found = uncertainty.HeldOut()
     slices = _choose_slices(problem) if options.held_out > 0 else []
     generator = torch.Generator().manual_seed(seed)
     compare = compare_samples if problem.separate_coils == 1 else compare_combined
@@ -54,10 +62,14 @@ def measure_spread(problem: Problem, prior: Model, model: Model, options: Option
         rest = replace(one, A=Fourier(one.A.maps, split.inputs), y=one.y * split.inputs[:, None])
         x = estimate_slices(rest, prior, options)
         seeds = torch.randint(2**62, (SAMPLES, len(one.y)), generator=generator).tolist()
-        found = compare(one, x, _draw_one_by_one(rest, model, options, seeds, x), split)
-        residual, noise, variance = residual + found[0], noise + found[1], variance + found[2]
+        found += compare(one, x, _draw_one_by_one(rest, model, options, seeds, x), split)
     calls = problem.images_per_slice * evaluations_held_out(options) * len(slices)
-    return Spread(uncertainty.spread_factor(residual, noise, variance), calls)
+    return Spread(found.factor, found.share, calls)
+
+
+def mix_images(estimate: Tensor, samples: Tensor, share: float) -> Tensor:
+    """Return the image: ``share`` times the estimate, the rest the mean of the samples (batch, sample, [set,] a, b)."""
+    return share * estimate + (1 - share) * samples.mean(dim=1)
 
 
 def evaluations_held_out(options: Options) -> int:
@@ -65,15 +77,12 @@ def evaluations_held_out(options: Options) -> int:
     return count_evaluations(options.model_copy(update={"samples": SAMPLES}))
 
 
-def compare_samples(
-    one: Problem, x: Tensor, samples: Iterable[Tensor], split: adaptation.Split
-) -> tuple[float, float, float]:
-    """Return residual, noise and variance of the held-out samples, as ``uncertainty.spread_factor`` takes them."""
+def compare_samples(one: Problem, x: Tensor, samples: Iterable[Tensor], split: adaptation.Split) -> uncertainty.HeldOut:
+    """Compare the estimate ``x`` and samples with the held-out samples of k-space, coil by coil."""
     held_out = Fourier(one.A.maps, split.targets)
-    _, sd = uncertainty.mean_and_sd(map(held_out, samples))
-    residual = (one.y * split.targets[:, None] - held_out(x)).abs().square().sum()
+    mean, sd = uncertainty.mean_and_sd(map(held_out, samples))
     noise = (2 * held_out.measured * one.sigma_y.square()).sum()
-    return float(residual), float(noise), float(sd.square().sum())
+    return uncertainty.compare_held_out(one.y * split.targets[:, None], held_out(x), mean, sd, float(noise))
 
 
 def _split_slice(one: Problem, fraction: float, generator: torch.Generator) -> adaptation.Split:

@@ -185,7 +185,7 @@ def test_nothing_is_taken_off_and_no_error_is_put_down_to_noise_where_its_level_
     torch.testing.assert_close(found[0], problem.in_units(noise).abs().square().sum(0).sqrt())
     split = adaptation.Split(~problem.A.mask, problem.A.mask)
     for one, is_known in ((problem, False), (noise_alone(4, 0.4)[0], True)):
-        assert (separate_coils.compare_combined(one, noise, [noise, 2 * noise], split)[1] > 0) is is_known
+        assert (separate_coils.compare_combined(one, noise, [noise, 2 * noise], split).noise > 0) is is_known
 
 
 def test_errors_that_coils_share_are_seen_in_the_combined_image_only() -> None:
@@ -202,9 +202,9 @@ def test_errors_that_coils_share_are_seen_in_the_combined_image_only() -> None:
     samples = [x + 0.1 * randn(coils, n, n, seed=10 + s) for s in range(40)]
     alone = compare_samples(problem, x, iter(samples), split)
     together = separate_coils.compare_combined(problem, x, iter(samples), split)
-    assert alone[0] / alone[2] == pytest.approx(1.0, rel=0.05)
-    assert together[0] / together[2] == pytest.approx(coils, rel=0.05)
-    assert uncertainty.spread_factor(*together) == pytest.approx(uncertainty.BEYOND * coils**0.5, rel=0.05)
+    assert alone.residual / alone.variance == pytest.approx(1.0, rel=0.05)
+    assert together.residual / together.variance == pytest.approx(coils, rel=0.05)
+    assert together.factor == pytest.approx(uncertainty.BEYOND * coils**0.5, rel=0.05)
 
 
 def test_the_report_shows_the_zero_filled_root_sum_of_squares() -> None:

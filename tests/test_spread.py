@@ -70,7 +70,28 @@ def test_the_shipped_sampler_is_too_sure_of_a_perfect_prior_and_held_out_data_co
 def test_nothing_held_out_gives_the_usual_factor_without_an_evaluation() -> None:
     options = inversion.Options(held_out=0.0)
     found = spread.measure_spread(acquire(1.0), white_model(), white_model(), options, 1)
-    assert found == spread.Spread(uncertainty.spread_factor(0.0, 0.0, 0.0), 0)
+    assert found == spread.Spread(uncertainty.spread_factor(0.0, 0.0, 0.0), uncertainty.USUAL_SHARE, 0)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_the_share_of_the_estimate_is_that_which_comes_nearest_to_what_was_held_out(share: float) -> None:
+    estimate, mean = randn(N, N, seed=1), randn(N, N, seed=2)
+    y = share * estimate + (1 - share) * mean + 0.1 * randn(N, N, seed=3)
+    halves = [
+        uncertainty.compare_held_out(y[part], estimate[part], mean[part], torch.full((N // 2, N), 0.1), 0.0)
+        for part in (slice(0, N // 2), slice(N // 2, N))
+    ]
+    found = halves[0] + halves[1]
+    assert found.share == pytest.approx(share, abs=0.01)
+    residual = float((y - found.share * estimate - (1 - found.share) * mean).abs().square().sum())
+    assert found.factor == pytest.approx(uncertainty.spread_factor(residual, 0.0, found.variance), rel=1e-3)
+
+
+def test_a_share_beyond_either_image_is_not_taken() -> None:
+    one, none = torch.ones(4, 4), torch.zeros(4, 4)
+    assert uncertainty.compare_held_out(2 * one, one, none, one, 0.0).share == 1.0
+    assert uncertainty.compare_held_out(-one, one, none, one, 0.0).share == 0.0
+    assert uncertainty.compare_held_out(one, none, none, one, 0.0).share == uncertainty.USUAL_SHARE
 
 
 factor: Callable[[float, float, float], float] = uncertainty.spread_factor
