@@ -33,6 +33,7 @@ __all__ = [
     "scan",
     "subscribe",
     "transition",
+    "uid_of_route",
     "unsubscribe",
     "waiting_events",
 ]
@@ -108,6 +109,11 @@ def list_jobs(session: Session, uid: str) -> Sequence[Job]:
     """Return the jobs of a workitem without shadow jobs, in the order of their creation."""
     mine = (Job.route == f"{WORKITEM_PREFIX}{uid}", Job.shadow_of_id.is_(None))
     return session.scalars(select(Job).where(*mine).order_by(Job.id)).all()
+
+
+def uid_of_route(route: str) -> str:
+    """Return the UID of the workitem whose jobs have that route's name, or "" for a route of node.toml."""
+    return route.removeprefix(WORKITEM_PREFIX) if route.startswith(WORKITEM_PREFIX) else ""
 
 
 def delete_ended(session: Session, *, before: datetime, locked_before: datetime, limit: int, now: datetime) -> int:

@@ -37,6 +37,7 @@ from dicomnode.notifications import availability, notification
 from dicomnode.routing import completion, prefetch, rerouting, routing
 from dicomnode.storage.high_water import HighWater, check_nothing_lost
 from dicomnode.sweeps import Sweeps
+from dicomnode.worklist.performing import Performer
 
 if TYPE_CHECKING:
     from dicomnode.web.server import Server as WebServer
@@ -47,7 +48,8 @@ log = logging.getLogger("dicomnode.node")
 
 DRAIN_S = 20.0
 _DEADLINE_S = dict.fromkeys(
-    ("delivery", "proofs", "commitment reports", "fetching", "notifications", "availability", "retention"), 1800.0
+    ("delivery", "proofs", "commitment reports", "fetching", "notifications", "availability", "retention", "worklist"),
+    1800.0,
 )
 """Longest time between two successes of a sweep; sweeps that wait for other machines, or delete much, get more."""
 
@@ -135,7 +137,7 @@ def make_sweeps(
     learning: Callable[[], int] = _do_nothing,
 ) -> Sweeps:
     """Return the sweeps of a node, which follow the clock when it is set."""
-    retention = Retention(sessions, config)
+    retention, performer = Retention(sessions, config), Performer(sessions, config)
     sweeps: dict[str, Callable[[], int]] = {
         "completion": lambda: completion.close_due_studies(sessions, config.completion, now=now),
         "routing": lambda: routing.route_complete_studies(sessions, config, now=now),
@@ -147,6 +149,7 @@ def make_sweeps(
         "notifications": lambda: notification.notify_due(sessions, config, now=now),
         "availability": lambda: availability.announce_due(sessions, config, now=now),
         "retention": lambda: retention.step(now=now),
+        "worklist": lambda: performer.step(now=now),
         "learning": learning,
         "backfill": Backfill(sessions, config.spool_dir).step,
         "high water": partial(_raise_high_water, sessions, HighWater(config.spool_dir)),

@@ -7,7 +7,7 @@ import re
 
 from pydicom.uid import UID
 
-__all__ = ["IMPLEMENTATION_CLASS_UID", "IMPLEMENTATION_VERSION_NAME", "derive"]
+__all__ = ["IMPLEMENTATION_CLASS_UID", "IMPLEMENTATION_VERSION_NAME", "UNIFIED_PROCEDURE_STEP", "derive"]
 
 _ROOT = re.compile(r"[012](\.(0|[1-9]\d*))+")  # PS3.5 9.1
 _LONGEST_ROOT = 40  # leaves 23 digits, 76 bits, to tell objects apart
@@ -38,3 +38,5 @@ def derive(*parts: str, prefix: str = "") -> UID:
 
 IMPLEMENTATION_CLASS_UID = derive("dicomnode", "implementation class")
 IMPLEMENTATION_VERSION_NAME = "DICOMNODE_0_2"  # MAJOR_MINOR; PS3.7 D.3.3.2: at most 16 characters
+UNIFIED_PROCEDURE_STEP = UID("1.2.840.10008.5.1.4.34.6.1")
+"""Unified Procedure Step - Push, the SOP class of every workitem (PS3.4 CC.3.1)."""

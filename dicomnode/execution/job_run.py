@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pydicom import Dataset
 from sqlalchemy.orm import Session, sessionmaker
 
-from db import deployments, jobs, keywords
+from db import deployments, jobs, keywords, workitems
 from db.jobs import LeaseLost, OutputFile
 from db.models import Job
 from dicomnode.config import Config
@@ -233,6 +233,7 @@ def build_task(job: Job, config: Config) -> Task:
         model_digest=job.model_digest,
         helper_models=job.helper_models or {},
         notes=(_TRIAL_NOTE,) if job.is_trial else (),
+        workitem_uid=workitems.uid_of_route(job.route),
     )
 
 

@@ -66,7 +66,8 @@ class Task:
     """The values that determine a result, of a job or of a folder from the command line.
 
     ``reference``: the current version, from whose result that of a version on trial may not be far.
-    ``notes``: statements about the inputs that the result repeats.
+    ``notes``: statements about the inputs that the result repeats. ``workitem_uid``: the procedure step whose work this
+    is, or "".
     """
 
     key: str
@@ -80,6 +81,7 @@ class Task:
     helper_models: Mapping[str, str] = field(default_factory=dict)
     reference: Version | None = None
     notes: tuple[Note, ...] = ()
+    workitem_uid: str = ""
 
 
 @dataclass(frozen=True)
@@ -257,6 +259,7 @@ def build_provenance(task: Task, model: Model | BundleFacts, parameters: Mapping
         node_version=read_version(),
         trained_on=str(model.metadata.get("trained_on", "")),
         job_key=task.key,
+        workitem_uid=task.workitem_uid,
     )
 
 

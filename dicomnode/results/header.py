@@ -243,6 +243,10 @@ def _add_patient_study_series(ds: Dataset, context: Context, series: Series) -> 
     date, time = context.moment.strftime("%Y%m%d"), context.moment.strftime("%H%M%S")
     ds.SeriesDate = ds.ContentDate = ds.InstanceCreationDate = date
     ds.SeriesTime = ds.ContentTime = ds.InstanceCreationTime = time
+    if uid := context.provenance.workitem_uid:
+        step = Dataset()
+        step.ReferencedSOPClassUID, step.ReferencedSOPInstanceUID = uids.UNIFIED_PROCEDURE_STEP, uid
+        ds.ReferencedPerformedProcedureStepSequence = [step]  # PS3.3 C.7.3.1
 
 
 def _add_place(ds: Dataset, context: Context, series: Series) -> None:

@@ -36,6 +36,7 @@ class Provenance:
     ``model_digest``: SHA-256 of the weights. ``trained_on``: the model card's sentence on its training data.
     ``title``: of the pipeline, for the page; empty: its name.
     ``job_key``: names the job within this node; not part of the UIDs, so that a repetition makes the same objects.
+    ``workitem_uid``: of the Unified Procedure Step by which the work was ordered, or "".
     """
 
     model_name: str
@@ -51,6 +52,7 @@ class Provenance:
     node_serial: str = "1"
     title: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
+    workitem_uid: str = ""
 
     def canonical(self) -> str:
         """Return the parameters in one spelling, for deriving UIDs."""

@@ -8,7 +8,7 @@ study that was prefetched for comparison only (see priors.py) gets no jobs.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -32,7 +32,7 @@ __all__ = [
     "ConditionResult",
     "RouteExplanation",
     "SeriesAttributes",
-    "enqueue_trial",
+    "enqueue_now",
     "explain_file",
     "explain_routes",
     "explain_study",
@@ -141,9 +141,16 @@ def route_complete_studies(sessions: sessionmaker[Session], config: Config, *, n
         new_jobs += len(made)
 
 
-def enqueue_trial(snapshot: StudySnapshot, route: Route, config: Config, now: datetime) -> list[Job]:
-    """Enqueue the jobs of one route on the version in force, now, with the prior examination that is here."""
+def enqueue_now(
+    snapshot: StudySnapshot, route: Route, config: Config, now: datetime, *, series_uids: Collection[str] = ()
+) -> list[Job]:
+    """Enqueue the jobs of one route on the version in force, with the prior examination that is here.
+
+    ``series_uids``: series of which alone jobs are made; empty: all that match.
+    """
     matched, further, _ = _collect_inputs(snapshot, route)
+    if series_uids:
+        matched = [each for each in matched if each.instances[0].series.series_uid in series_uids]
     current = None if route.model else deployments.choose_current(snapshot.session, route.pipeline)
     return _enqueue(snapshot.session, snapshot.study, config, route, matched, further, current, now)
 

@@ -53,7 +53,7 @@ def start_trial(
         raise NotAllowed(why)
     (explanation,) = routing.explain_study(session, study, [route])
     trial = route.model_copy(update={"name": _name_trial(route)})
-    made = routing.enqueue_trial(StudySnapshot(session, study), trial, config, now)
+    made = routing.enqueue_now(StudySnapshot(session, study), trial, config, now)
     for job in made:
         detail = {"who": who, "reason": f"tried by {who}: {reason}", "destinations": list(route.destinations)}
         audit.append(session, subject="jobs", subject_id=job.id, event="trial", detail=detail, now=now)

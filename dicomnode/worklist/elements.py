@@ -5,7 +5,7 @@ Sequences whose items refer to others are built with plain values by keyword, as
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from functools import cache
 from typing import Any
@@ -15,7 +15,9 @@ from pydicom.datadict import tag_for_keyword
 from dicomnode.datasets import json_elements
 from dicomnode.datasets.json_elements import Elements
 
-__all__ = ["code", "first", "format_moment", "has_value", "items", "put", "tag", "text", "values"]
+__all__ = ["code", "first", "format_moment", "has_value", "items", "put", "read_code", "tag", "text", "values"]
+
+_LONGEST_CODE = 16
 
 
 @cache
@@ -63,7 +65,8 @@ def put(elements: Elements, **by_keyword: Any) -> None:
 
 def code(value: str, scheme: str, meaning: str) -> dict[str, str]:
     """Return a coded entry by keyword."""
-    return {"CodeValue": value, "CodingSchemeDesignator": scheme, "CodeMeaning": meaning}
+    name = "CodeValue" if len(value) <= _LONGEST_CODE else "LongCodeValue"
+    return {name: value, "CodingSchemeDesignator": scheme, "CodeMeaning": meaning[:64]}
 
 
 def format_moment(moment: datetime) -> str:
@@ -71,6 +74,6 @@ def format_moment(moment: datetime) -> str:
     return moment.strftime("%Y%m%d%H%M%S.%f%z")
 
 
-def list_codes(entries: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """Return value and scheme of coded entries in DICOM JSON."""
-    return [(text(each, "CodeValue"), text(each, "CodingSchemeDesignator")) for each in entries]
+def read_code(entry: Mapping[str, Any]) -> tuple[str, str]:
+    """Return value and scheme of a coded entry. A value of more than 16 characters is a Long Code Value (PS3.3 8.1)."""
+    return text(entry, "CodeValue") or text(entry, "LongCodeValue"), text(entry, "CodingSchemeDesignator")

@@ -9,15 +9,14 @@ from __future__ import annotations
 from datetime import datetime
 
 from db.states import WorkitemState
+from dicomnode import uids
 from dicomnode.datasets.json_elements import Elements
 from dicomnode.errors import WorkitemRefused
 from dicomnode.worklist import elements as dicom
 from dicomnode.worklist.payload import INVALID, MISSING, MISSING_VALUE
 
-__all__ = ["UPS_CLASS", "check_update", "complete_cancellation", "prepare_new", "unmet_for_completion"]
+__all__ = ["check_update", "complete_cancellation", "prepare_new", "unmet_for_completion"]
 
-UPS_CLASS = "1.2.840.10008.5.1.4.34.6.1"
-"""Unified Procedure Step - Push, the SOP class of every instance (PS3.4 CC.3.1)."""
 NOT_SCHEDULED = 0xC309
 
 _DEFAULT_LABEL = "dicomnode"
@@ -71,7 +70,7 @@ def prepare_new(request: Elements, uid: str, now: datetime) -> tuple[Elements, b
     dicom.put(attributes, **dict.fromkeys(absent))
     if has_no_label := not dicom.has_value(attributes, "WorklistLabel"):
         dicom.put(attributes, WorklistLabel=_DEFAULT_LABEL)
-    dicom.put(attributes, SOPClassUID=UPS_CLASS, SOPInstanceUID=uid)
+    dicom.put(attributes, SOPClassUID=str(uids.UNIFIED_PROCEDURE_STEP), SOPInstanceUID=uid)
     dicom.put(attributes, ScheduledProcedureStepModificationDateTime=dicom.format_moment(now))
     return dict(sorted(attributes.items())), bool(absent) or has_no_label
 
@@ -112,7 +111,7 @@ def complete_cancellation(attributes: Elements, now: datetime) -> None:
 
 
 def _check_identity(request: Elements, uid: str) -> None:
-    for keyword, right in (("SOPClassUID", UPS_CLASS), ("SOPInstanceUID", uid)):
+    for keyword, right in (("SOPClassUID", str(uids.UNIFIED_PROCEDURE_STEP)), ("SOPInstanceUID", uid)):
         if dicom.text(request, keyword) not in ("", right):
             raise WorkitemRefused(INVALID, f"{keyword} is not that of the request")
 

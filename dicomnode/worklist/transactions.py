@@ -23,6 +23,7 @@ from dicomnode.worklist.payload import INVALID, MOST_BYTES
 __all__ = [
     "Created",
     "change_state",
+    "claim",
     "create",
     "move",
     "not_found",
@@ -124,7 +125,7 @@ def change_state(session: Session, uid: str, request: Elements, *, who: str, now
     if not transaction_uid:
         raise WorkitemRefused(WRONG_TRANSACTION, "The Transaction UID is missing.")
     if state is WorkitemState.IN_PROGRESS:
-        _claim(session, row, transaction_uid, who, now)
+        claim(session, row, transaction_uid, who, now)
         return ""
     return _end(session, row, state, transaction_uid, who, now)
 
@@ -157,6 +158,16 @@ def request_cancellation(session: Session, uid: str, request: Elements, *, who: 
     move(session, row, WorkitemState.IN_PROGRESS, reason=f"cancellation, asked by {who}", now=now)
     move(session, row, WorkitemState.CANCELED, reason=f"asked by {who}", now=now)
     return ""
+
+
+def claim(session: Session, row: Workitem, transaction_uid: str, who: str, now: datetime) -> None:
+    """Give a locked workitem to a performer. Raises WorkitemRefused."""
+    if row.state in _ENDED:
+        raise WorkitemRefused(MAY_NOT_BE_UPDATED, f"the workitem is {row.state} and may no longer be updated")
+    if row.state is WorkitemState.IN_PROGRESS:
+        raise WorkitemRefused(ALREADY_IN_PROGRESS, "the workitem is IN PROGRESS already")
+    row.transaction_uid, row.performer = transaction_uid, who
+    move(session, row, WorkitemState.IN_PROGRESS, reason=f"claimed by {who}", now=now)
 
 
 def move(session: Session, row: Workitem, state: WorkitemState, *, reason: str, now: datetime) -> None:
@@ -204,15 +215,6 @@ def _check_transaction(row: Workitem, transaction_uid: str) -> None:
         raise WorkitemRefused(WRONG_TRANSACTION, "The Transaction UID is missing.")
     if transaction_uid != row.transaction_uid:
         raise WorkitemRefused(WRONG_TRANSACTION, "The Transaction UID is incorrect.")
-
-
-def _claim(session: Session, row: Workitem, transaction_uid: str, who: str, now: datetime) -> None:
-    if row.state in _ENDED:
-        raise WorkitemRefused(MAY_NOT_BE_UPDATED, f"the workitem is {row.state} and may no longer be updated")
-    if row.state is WorkitemState.IN_PROGRESS:
-        raise WorkitemRefused(ALREADY_IN_PROGRESS, "the workitem is IN PROGRESS already")
-    row.transaction_uid, row.performer = transaction_uid, who
-    move(session, row, WorkitemState.IN_PROGRESS, reason=f"claimed by {who}", now=now)
 
 
 def _end(session: Session, row: Workitem, state: WorkitemState, transaction_uid: str, who: str, now: datetime) -> str:
