@@ -139,7 +139,7 @@ def test_a_workitem_goes_from_claim_to_results(web: Web, performer: Performer) -
 
 def test_options_priority_and_destination_are_those_of_the_workitem(web: Web, performer: Performer) -> None:
     make_study(web)
-    changes = {
+    changes: dict[str, Any] = {
         "ScheduledProcedureStepPriority": "HIGH",
         "ScheduledProcessingParametersSequence": [
             option("passes", NumericValue="3"), option("threshold", TextValue="0.4"),
@@ -265,7 +265,7 @@ def test_what_fails_is_canceled_with_the_reason(web: Web, performer: Performer, 
         finish_job(web, job_id, make_results(images), held_because="low confidence")
     with web.sessions.begin() as session:
         job = session.get_one(Job, job_id)
-        who = {"job_id": job_id, "worker": "w:1", "reason": words, "now": web.now}
+        who: dict[str, Any] = {"job_id": job_id, "worker": "w:1", "reason": words, "now": web.now}
         if how == "refused":
             jobs.refuse(session, report={}, **who)
         elif how == "dead":
@@ -331,7 +331,7 @@ def test_the_job_knows_its_workitem(web: Web, performer: Performer) -> None:
 
 def client_of(node: Node) -> httpx.Client:
     address = re.findall(r"web (http://[^/]+)/", node.log)[-1]
-    return httpx.Client(base_url=address, timeout=60)
+    return httpx.Client(base_url=address, timeout=300)
 
 
 def state_of(client: httpx.Client) -> str:
@@ -339,12 +339,13 @@ def state_of(client: httpx.Client) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_workitem_survives_the_death_of_the_node(storescp: StoreScp, tmp_path: Path) -> None:
     """k-space comes by C-STORE, a workitem orders its reconstruction, the node is killed, and all ends well."""
     sent = acquisitions(tmp_path / "kspace")["axial"]
     source = dcmread(sent.path)
     sections: dict[str, Any] = {
-        "worklist": {"enabled": True}, "routes": [], "peers": [storescp.peer], "web": {"port": 0},
+        "worklist": {"enabled": True}, "routes": [], "peers": [storescp.peer], "worker": {"lease_s": 15},
     }  # fmt: skip
     with Node(write_config(tmp_path / "node", **sections)) as node:
         with client_of(node) as client:
@@ -363,11 +364,11 @@ def test_a_workitem_survives_the_death_of_the_node(storescp: StoreScp, tmp_path:
             }
             assert send(client, "POST", f"/workitems?workitem={UID}", make_workitem(**values)).status_code == 201
             assert node.command("send", str(sent.path), "--to", f"127.0.0.1:{node.port}:DICOMNODE").returncode == 0
-            wait_for(lambda: state_of(client) == "IN PROGRESS", "the node has claimed it", within_s=120)
+            wait_for(lambda: state_of(client) == "IN PROGRESS", "the node has claimed it", within_s=400)
         node.kill()
         node.start()
         with client_of(node) as client:
-            wait_for(lambda: state_of(client) != "IN PROGRESS", "the workitem has ended", within_s=240)
+            wait_for(lambda: state_of(client) != "IN PROGRESS", "the workitem has ended", within_s=600)
             found = read(client, UID)
             assert found.ProcedureStepState == "COMPLETED", found
             (performed,) = found.UnifiedProcedureStepPerformedProcedureSequence

@@ -20,6 +20,7 @@ from dicomnode.monitoring.meters import Meters
 from dicomnode.monitoring.sweep_health import SweepHealth
 from dicomnode.web import access, dashboard, dicomweb, health, metrics, viewer
 from dicomnode.web.security import ErrorMiddleware, SecurityHeadersMiddleware
+from dicomnode.web.ups_events import ChannelAccessMiddleware
 
 __all__ = ["create_app"]
 
@@ -61,6 +62,7 @@ def create_app(
     app.add_middleware(access.TokenAuthMiddleware, token=token, host=config.web.host)
     app.add_middleware(SecurityHeadersMiddleware)
     app.add_middleware(ErrorMiddleware)
+    app.add_middleware(ChannelAccessMiddleware)
     return app
 
 

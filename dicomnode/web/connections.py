@@ -14,7 +14,7 @@ from collections import Counter
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Any, ClassVar
 
-from h11 import LocalProtocolError
+import h11
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -137,12 +137,20 @@ class TimedConnection(H11Protocol):
     def send_400_response(self, msg: str) -> None:
         try:
             super().send_400_response(msg)
-        except LocalProtocolError:  # uvicorn sends a body, which an answer to HEAD has not
+        except h11.LocalProtocolError:  # uvicorn sends a body, which an answer to HEAD has not
             self.transport.close()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
         self._update_timer()
+
+    def handle_websocket_upgrade(self, event: h11.Request) -> None:
+        """Hand the connection over to the WebSocket, which has no steps to wait for."""
+        super().handle_websocket_upgrade(event)
+        self.limiter.mark_busy(self)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._state = "lost"
 
     def pause_writing(self) -> None:
         super().pause_writing()

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from db import engine as engines
 from dicomnode.config import Config
 from dicomnode.monitoring.meters import Meters
-from dicomnode.web import methods, qido, stow, ups, wado
+from dicomnode.web import methods, qido, stow, ups, ups_events, wado
 from dicomnode.web.holdings import Holdings
 
 __all__ = ["REVIEW", "ROOT", "VIEW", "create_router"]
@@ -41,6 +41,9 @@ def create_router(
     if is_open:
         stow.add_routes(routes, holdings, config, sessions, now=now, meters=meters)
     if is_open and config.worklist.enabled:
-        ups.add_routes(routes, ups.Worklist(config, sessions, prefix, now))
+        worklist = ups.Worklist(config, sessions, prefix, now)
+        ups.add_routes(routes, worklist)
+        ups.add_subscriptions(routes, worklist)
+        ups_events.add_routes(routes, worklist)
     methods.add_options(routes)
     return routes

@@ -30,6 +30,8 @@ _START_S = 30.0
 _HANDSHAKE_S = 15.0
 _KEEP_ALIVE_S = 20
 _ACCEPTED_AT_ONCE = 32
+_LONGEST_MESSAGE = 1024
+"""Bytes of a message that a client sends over a WebSocket, where the node only speaks."""
 
 
 class Server:
@@ -45,7 +47,8 @@ class Server:
         limiter = sock.limiter
         config = uvicorn.Config(
             OverloadMiddleware(app, limiter), access_log=False, log_config=None, server_header=False,
-            lifespan="off", timeout_keep_alive=_KEEP_ALIVE_S, timeout_graceful_shutdown=5, ws="none",
+            lifespan="off", timeout_keep_alive=_KEEP_ALIVE_S, timeout_graceful_shutdown=5,
+            ws="wsproto", ws_max_size=_LONGEST_MESSAGE,
             http=type("LimitedConnection", (TimedConnection,), {"limiter": limiter}),
         )  # fmt: skip
         config.load()

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 from fastapi import APIRouter
 from sqlalchemy.orm import Session, sessionmaker
@@ -26,9 +27,9 @@ from dicomnode.web import media_types, methods, query_parameters
 from dicomnode.web.holdings import base_url, require_uid
 from dicomnode.web.query_parameters import SearchParameters
 from dicomnode.worklist import elements as dicom
-from dicomnode.worklist import matching, payload, transactions
+from dicomnode.worklist import matching, payload, subscribing, transactions
 
-__all__ = ["Worklist", "add_routes"]
+__all__ = ["Worklist", "add_routes", "add_subscriptions", "parse_ae_title"]
 
 Result = TypeVar("Result")
 
@@ -89,6 +90,14 @@ def add_routes(routes: APIRouter, worklist: Worklist) -> None:
         )  # fmt: skip
 
 
+def add_subscriptions(routes: APIRouter, worklist: Worklist) -> None:
+    """Add the transactions on subscriptions (PS3.18 11.10 to 11.12)."""
+    path = "/workitems/{workitem}/subscribers/{ae_title}"
+    _add(routes, "POST", path, lambda request, body: _subscribe(worklist, request))
+    _add(routes, "DELETE", path, lambda request, body: _unsubscribe(worklist, request))
+    _add(routes, "POST", f"{path}/suspend", lambda request, body: _suspend(worklist, request))
+
+
 def refused(refusal: WorkitemRefused) -> HTTPException:
     """Return the answer to a request that is refused, with its reason in body and Warning header."""
     return HTTPException(
@@ -100,6 +109,14 @@ def warning(sentence: str) -> dict[str, str]:
     """Return the Warning header of a sentence (PS3.18 8.4.1.2)."""
     printable = "".join(c if c.isascii() and c.isprintable() and c not in '"\\' else "?" for c in sentence)
     return {"Warning": f'299 dicomnode: "{printable}"'}
+
+
+def parse_ae_title(text: str) -> str:
+    """Return the AE title of a subscriber. Raises 400 for what is none (PS3.5 6.2)."""
+    title = text.strip(" ")
+    if not 1 <= len(title) <= 16 or not title.isascii() or not title.isprintable() or "\\" in title:
+        raise HTTPException(400, "an AE title has 1 to 16 printable ASCII characters and no backslash")
+    return title
 
 
 def target_uid(request: Request) -> str:
@@ -228,6 +245,33 @@ def _find_matches(session: Session, parameters: SearchParameters) -> list[dict[s
         if len(found) > parameters.limit:
             break
     return found
+
+
+def _subscribe(worklist: Worklist, request: Request) -> Response:
+    uid, ae_title = target_uid(request), parse_ae_title(request.path_params["ae_title"])
+    parameters = query_parameters.parse_worklist_search(request)
+    lock = request.query_params.get("deletionlock", "false").lower()
+    if lock not in ("true", "false"):
+        raise HTTPException(400, "deletionlock is true or false")
+    worklist.write(
+        lambda session, now: subscribing.subscribe(
+            session, ae_title, uid, deletion_lock=lock == "true", keys=parameters.keys, now=now
+        )
+    )
+    address = f"{base_url(request)}{worklist.prefix}/subscribers/{quote(ae_title)}"
+    return Response(None, 201, {"Content-Location": f"ws{address.removeprefix('http')}"})
+
+
+def _unsubscribe(worklist: Worklist, request: Request) -> Response:
+    uid, ae_title = target_uid(request), parse_ae_title(request.path_params["ae_title"])
+    worklist.write(lambda session, now: subscribing.unsubscribe(session, ae_title, uid, now=now))
+    return Response(None, 200)
+
+
+def _suspend(worklist: Worklist, request: Request) -> Response:
+    uid, ae_title = target_uid(request), parse_ae_title(request.path_params["ae_title"])
+    worklist.write(lambda session, now: subscribing.suspend(session, ae_title, uid, now=now))
+    return Response(None, 200)
 
 
 def _query_uid(request: Request, *names: str) -> str:

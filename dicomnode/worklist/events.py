@@ -22,6 +22,7 @@ from dicomnode.worklist import matching
 __all__ = [
     "ALL",
     "MATCHING",
+    "MOST_WAITING",
     "follow",
     "report_assignment",
     "report_cancel_request",

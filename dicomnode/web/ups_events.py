@@ -1,0 +1,134 @@
+"""The event channel of UPS-RS (PS3.18 8.10.4 and 11.14): event reports to one subscriber over a WebSocket.
+
+Reports wait in the database, and are removed when they are sent: each is sent once, or again after a lost connection.
+The channel of an AE title replaces an older one of the same title. The access to it is that of an HTTP request with the
+same headers, which the other middleware judges: ``ChannelAccessMiddleware`` sends one ahead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+from fastapi import APIRouter
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from db import workitems
+from dicomnode.web import methods
+from dicomnode.web.ups import Worklist, parse_ae_title
+
+__all__ = ["MOST_CHANNELS", "ChannelAccessMiddleware", "add_routes"]
+
+MOST_CHANNELS = 64
+_POLL_S = 1.0
+_AT_ONCE = 50
+_SEND_S = 60.0
+"""Time within which a client has to take a report."""
+_UPGRADE_REQUIRED = 426
+_TRY_LATER = 1013
+
+
+def add_routes(routes: APIRouter, worklist: Worklist) -> None:
+    """Add the channel of an AE title; to a plain GET it answers that it is a WebSocket."""
+    channels = _Channels(worklist)
+    path = "/subscribers/{ae_title}"
+    sentence = PlainTextResponse("this is a WebSocket\n", _UPGRADE_REQUIRED, {"Upgrade": "websocket"})
+    methods.add_get(routes, path, lambda request: sentence)
+    routes.add_api_websocket_route(path, channels.serve)
+
+
+class _Channels:
+    """The open channels, by AE title; used on the server's event loop."""
+
+    def __init__(self, worklist: Worklist) -> None:
+        self._worklist = worklist
+        self._open: dict[str, object] = {}
+
+    async def serve(self, websocket: WebSocket) -> None:
+        """Send what waits for the subscriber until the client leaves or another channel replaces this one."""
+        ae_title = parse_ae_title(websocket.path_params["ae_title"])
+        await websocket.accept()
+        if ae_title not in self._open and len(self._open) >= MOST_CHANNELS:
+            await websocket.close(_TRY_LATER, "too many channels are open")
+            return
+        own = self._open[ae_title] = object()
+        ended = asyncio.create_task(_read_to_end(websocket))
+        try:
+            while self._open.get(ae_title) is own and not ended.done():
+                await self._send_waiting(websocket, ae_title)
+                await asyncio.wait([ended], timeout=_POLL_S)
+        except (TimeoutError, WebSocketDisconnect):
+            pass  # what was not sent waits for the next channel
+        finally:
+            if self._open.get(ae_title) is own:
+                del self._open[ae_title]
+            if not ended.done():
+                ended.cancel()
+                await websocket.close()
+
+    async def _send_waiting(self, websocket: WebSocket, ae_title: str) -> None:
+        try:
+            waiting = await run_in_threadpool(self._read, ae_title)
+            for _, content in waiting:
+                await asyncio.wait_for(websocket.send_text(json.dumps(content)), _SEND_S)
+            await run_in_threadpool(self._remove, [number for number, _ in waiting])
+        except SQLAlchemyError:
+            return  # the next poll reads them again
+
+    def _read(self, ae_title: str) -> list[tuple[int, dict[str, Any]]]:
+        with self._worklist.readers() as session:
+            return [(row.id, row.content) for row in workitems.waiting_events(session, ae_title, limit=_AT_ONCE)]
+
+    def _remove(self, numbers: list[int]) -> None:
+        if numbers:
+            self._worklist.write(lambda session, now: workitems.remove_events(session, numbers))
+
+
+async def _read_to_end(websocket: WebSocket) -> None:
+    """Read and ignore messages until the client leaves."""
+    while (await websocket.receive())["type"] != "websocket.disconnect":
+        pass
+
+
+class ChannelAccessMiddleware:
+    """Middleware that lets a WebSocket through only where a GET of the same address and headers would be let through.
+
+    A page of another site is refused by its Origin, which browsers always send.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "websocket" or (_is_same_site(scope) and await self._allows(scope)):
+            await self._app(scope, receive, send)
+            return
+        await receive()  # websocket.connect
+        await send({"type": "websocket.close", "code": 1008})  # before the handshake: the client gets 403
+
+    async def _allows(self, scope: Scope) -> bool:
+        found: list[int] = []
+        scheme = "https" if scope["scheme"] == "wss" else "http"
+        request = dict(scope) | {"type": "http", "method": "GET", "scheme": scheme, "state": {}}
+
+        async def receive() -> Message:
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        async def send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                found.append(message["status"])
+
+        await self._app(request, receive, send)
+        return found == [_UPGRADE_REQUIRED]
+
+
+def _is_same_site(scope: Scope) -> bool:
+    headers = Headers(scope=scope)
+    origin = headers.get("origin")
+    return origin is None or origin.partition("://")[2] == headers.get("host", "")
