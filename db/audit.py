@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
-from contextlib import closing
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -22,11 +23,13 @@ from sqlalchemy.orm import Session
 from db.models import Chain, Event
 from db.states import check_transition
 
-__all__ = ["GENESIS", "Break", "append", "newest_written", "transition", "verify"]
+__all__ = ["GENESIS", "Break", "act_for", "append", "newest_written", "transition", "verify"]
 
 GENESIS = "0" * 64
 _PENDING = "audit.pending"
 _WRITTEN = "audit.written"
+_account: ContextVar[str] = ContextVar("audit.account", default="")
+"""Account on whose request this context works: every event names it, so that no caller can forget it."""
 
 
 _HEAD = select(Chain.seq, Chain.hash).where(Chain.id == 1).with_for_update()
@@ -52,10 +55,25 @@ class Break:
     reason: str
 
 
+@contextmanager
+def act_for(account: str) -> Iterator[None]:
+    """Let the events that this context adds name an account; "": none."""
+    token = _account.set(account)
+    try:
+        yield
+    finally:
+        _account.reset(token)
+
+
 def append(
     session: Session, *, subject: str, subject_id: object, event: str, detail: dict[str, Any], now: datetime
 ) -> None:
-    """Add an event to the transaction; ``detail`` names rows and digests, never a patient."""
+    """Add an event to the transaction; ``detail`` names rows and digests, never a patient.
+
+    Within ``act_for`` the event names the account, too.
+    """
+    if account := _account.get():
+        detail = detail | {"account": account}
     session.info.setdefault(_PENDING, []).append(
         {"at": now, "subject": subject, "subject_id": str(subject_id), "event": event, "detail": detail}
     )

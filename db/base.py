@@ -24,6 +24,7 @@ from db.states import (
     ReportState,
     RetrievalPurpose,
     RetrievalState,
+    Role,
     StudyState,
     WorkitemState,
 )
@@ -97,6 +98,7 @@ class Base(DeclarativeBase):
         ReportState: _checked(ReportState),
         RetrievalPurpose: _checked(RetrievalPurpose, "searchpurpose"),
         RetrievalState: _checked(RetrievalState, "searchstate"),
+        Role: _checked(Role),
         WorkitemState: _checked(WorkitemState),
     }
 

@@ -13,6 +13,7 @@ from sqlalchemy import JSON, ForeignKey, Index, String, UniqueConstraint, text
 from sqlalchemy.ext.hybrid import hybrid_property
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
+from db.account_rows import Account, WebSession
 from db.base import BIG, Base, Digest, Leased, Moment, OptionalText, Pk, Uid
 from db.commitment_requests import CommitmentRequest
 from db.events import Chain, Event
@@ -33,6 +34,7 @@ from db.states import (
 from db.workitem_rows import Workitem
 
 __all__ = [
+    "Account",
     "Base",
     "Chain",
     "CommitmentRequest",
@@ -52,6 +54,7 @@ __all__ = [
     "Retrieval",
     "Series",
     "Study",
+    "WebSession",
     "Workitem",
 ]
 

@@ -22,6 +22,7 @@ __all__ = [
     "ReportState",
     "RetrievalPurpose",
     "RetrievalState",
+    "Role",
     "StudyState",
     "WorkitemState",
     "check_transition",
@@ -37,6 +38,19 @@ WORKITEM_PREFIX = "workitem:"
 
 class InvalidTransition(Exception):
     """Transition that the row's state does not allow."""
+
+
+class Role(StrEnum):
+    """What a person may do on the web, each role with all of those before it: read; decide and run; configure."""
+
+    VIEWER = "viewer"
+    OPERATOR = "operator"
+    ADMINISTRATOR = "administrator"
+
+    def includes(self, needed: Role) -> bool:
+        """Return whether this role suffices where ``needed`` is asked for."""
+        roles = list(Role)
+        return roles.index(self) >= roles.index(needed)
 
 
 class StudyState(StrEnum):

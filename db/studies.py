@@ -62,10 +62,11 @@ class StoredFile:
 
 @dataclass(frozen=True)
 class Sender:
-    """Sender of an instance."""
+    """Sender of an instance; ``account``: the one that sent it over the web, if any."""
 
     ae_title: str
     address: str
+    account: str = ""
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,8 @@ def register_instances(session: Session, arrivals: Sequence[Arrival], *, now: da
     answers: dict[int, Registration] = {}
     studies: dict[str, _LockedStudy] = {}
     for at in sorted(range(len(arrivals)), key=lambda at: arrivals[at].facts.study_uid):
-        answers[at] = _register(session, studies, arrivals[at], now)
+        with audit.act_for(arrivals[at].sender.account):  # one request's thread writes the rows of others, too
+            answers[at] = _register(session, studies, arrivals[at], now)
     return [answers[at] for at in range(len(arrivals))]
 
 

@@ -39,10 +39,11 @@ def check_dicom_port(node: NodeConfig) -> Check | str:
 
 def check_web(config: Config) -> Check | str:
     """Check that the pages can be served at their address, or are already."""
-    from dicomnode.web import access, health
+    from dicomnode.web import health, node_token
 
-    token = access.read_token(config, lambda: datetime.now(UTC))
+    token = node_token.read_token(config, lambda: datetime.now(UTC))
     asks = "asks for its token" if token else "loopback only, no token"
+    asks = "asks for an account" if config.web.accounts else asks
     where = f"{'https' if config.web.certificate_file else 'http'}://{config.web.host}:{config.web.port}"
     if (reason := _reason_not_free(config.web.host, config.web.port)) is None:
         return f"{where}, {asks}"

@@ -39,6 +39,7 @@ COMMANDS = {
     "backup": ("dicomnode.cli.backup", "backup", "Back up a node that may run meanwhile."),
     "restore": ("dicomnode.cli.backup", "restore", "Restore a backup into an empty data folder."),
     "audit": ("dicomnode.cli.audit", "app", "The audit trail: verify it, export a study's part."),
+    "accounts": ("dicomnode.cli.accounts", "app", "People and programs that may use the web, with their roles."),
     "viewer": ("dicomnode.cli.viewer", "app", "Install the viewer that the node serves."),
     "train": ("dicomnode.cli.train", "train", "Train a model of the zoo and write it as a bundle."),
     "learn": ("dicomnode.cli.learn", "app", "Train at night on the cases that people decided on."),
@@ -49,7 +50,7 @@ COMMANDS = {
 """By name: the module, its function or Typer app, and a line of help."""
 
 _GROUPS = {
-    "Run a node": ("init", "check", "serve", "work", "status", "demo"),
+    "Run a node": ("init", "check", "serve", "work", "status", "accounts", "demo"),
     "Studies and results": ("studies", "routes", "jobs", "quarantine", "notifications", "audit"),
     "Send, fetch and convert": ("send", "peers", "kspace", "deidentify", "export"),
     "Pipelines and models": ("run", "pipelines", "models", "train", "learn", "evaluate", "data"),

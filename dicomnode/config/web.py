@@ -16,8 +16,9 @@ __all__ = ["WebConfig"]
 
 
 class WebConfig(Section):
-    """The web pages, DICOMweb and the viewer. Beyond loopback a token is a must.
+    """The web pages, DICOMweb and the viewer. Beyond loopback a token or accounts are a must.
 
+    ``session_idle_h``, ``session_h``: when the session of an account ends without a request, and in any case.
     ``viewer_dir``: None stands for the folder of 'dicomnode viewer install'; ``public_url``: the address in links of
     notifications. With a certificate the server speaks HTTPS.
     """
@@ -26,6 +27,9 @@ class WebConfig(Section):
     host: str = "127.0.0.1"
     port: Port = 8104
     token_file: Path | None = None
+    accounts: bool = False
+    session_idle_h: float = Field(default=1.0, gt=0, le=24)
+    session_h: float = Field(default=12.0, gt=0, le=168)
     max_store_gb: float = Field(default=16.0, gt=0)
     mask_names: bool = False
     may_write_routes: bool = False
@@ -43,7 +47,7 @@ class WebConfig(Section):
 
     @model_validator(mode="after")
     def _check_token(self) -> Self:
-        if self.enabled and not self.on_loopback and self.token_file is None:
+        if self.enabled and not self.on_loopback and self.token_file is None and not self.accounts:
             raise ValueError("beyond loopback the web asks for a token: name a file with one as token_file")
         return self
 

@@ -21,11 +21,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import inspect
+from sqlalchemy import delete, inspect
 from sqlalchemy.engine import URL, make_url
 
 from db import engine as engines
 from db import migrations
+from db.models import WebSession
 from dicomnode.config import Config
 from dicomnode.errors import NodeError, NotAllowed, StorageDamaged
 from dicomnode.installation import read_version
@@ -87,8 +88,20 @@ def restore(config: Config, backup: Path) -> dict[str, Any]:
     if (backup / "models").is_dir():
         shutil.copytree(backup / "models", config.models_dir, dirs_exist_ok=True)
     _load(url, backup / _DUMPS[facts["database"]])
+    _end_sessions(config)
     os.sync()
     return facts
+
+
+def _end_sessions(config: Config) -> None:
+    """End the web's sessions: some may have been ended after the backup was made."""
+    engine = engines.connect(config.database_url)
+    try:
+        with engine.begin() as connection:
+            if inspect(connection).has_table(WebSession.__tablename__):  # a backup of an older version has none
+                connection.execute(delete(WebSession))
+    finally:
+        engine.dispose()
 
 
 def _copy_spool(source: Path, target: Path, *, link: bool = True) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.exceptions import RequestValidationError
 from sqlalchemy.orm import Session, sessionmaker
 from starlette.exceptions import HTTPException
@@ -18,7 +18,8 @@ from dicomnode.config import Config
 from dicomnode.errors import InputRefused, NodeBusy, NodeError, NotFound
 from dicomnode.monitoring.meters import Meters
 from dicomnode.monitoring.sweep_health import SweepHealth
-from dicomnode.web import access, dashboard, dicomweb, health, metrics, viewer
+from dicomnode.web import access, account_login, dashboard, dicomweb, health, metrics, node_token, roles, viewer
+from dicomnode.web.account_access import AccountAccess
 from dicomnode.web.security import ErrorMiddleware, SecurityHeadersMiddleware
 from dicomnode.web.ups_events import ChannelAccessMiddleware
 
@@ -40,18 +41,23 @@ def create_app(
     ``meters``: counters of this process's receiver; ``sweep_health``: health of its sweeps and local workers. Raises
     ConfigError when the token cannot be read.
     """
-    token = access.read_token(config, now)
+    token = node_token.read_token(config, now)
+    accounts = AccountAccess(config.web, sessions, now, token) if config.web.accounts else None
     meters, sweep_health = meters or Meters(), sweep_health or SweepHealth()
-    app = FastAPI(title="dicomnode", docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(
+        title="dicomnode", docs_url=None, redoc_url=None, openapi_url=None,
+        dependencies=[Depends(roles.check)] if accounts else [],
+    )  # fmt: skip
     app.include_router(health.create_router(config, sessions, sweep_health))
     app.include_router(metrics.create_router(config, sessions, now=now, meters=meters, sweep_health=sweep_health))
-    app.include_router(access.create_router(token))
+    app.include_router(account_login.create_router(accounts) if accounts else access.create_router(token))
     app.include_router(dicomweb.create_router(config, sessions, now=now, meters=meters))
     for prefix in (dicomweb.VIEW, dicomweb.REVIEW):
         app.include_router(dicomweb.create_router(config, sessions, now=now, prefix=prefix))
     app.include_router(viewer.create_router(config))
     app.include_router(dashboard.create_router(config, sessions, now=now, refused_callers=meters.refused_callers))
     app.mount("/static", StaticFiles(directory=STATIC))
+    app.add_exception_handler(roles.RoleNeeded, roles.refuse)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid_request)
     app.add_exception_handler(InputRefused, _input_refused)
@@ -59,7 +65,7 @@ def create_app(
     app.add_exception_handler(NodeBusy, _node_busy)
     app.add_exception_handler(NodeError, _node_error)
     # the last one added is outermost
-    app.add_middleware(access.TokenAuthMiddleware, token=token, host=config.web.host)
+    app.add_middleware(access.AccessMiddleware, token=token, accounts=accounts, host=config.web.host)
     app.add_middleware(SecurityHeadersMiddleware)
     app.add_middleware(ErrorMiddleware)
     app.add_middleware(ChannelAccessMiddleware)

@@ -32,6 +32,7 @@ __all__ = [
     "OverloadMiddleware",
     "TimedConnection",
     "connection_limit",
+    "host_key",
 ]
 
 HEAD_S = 20.0
@@ -67,7 +68,7 @@ class HttpConnectionLimiter:
 
     def enter(self, address: str) -> bool:
         """Return whether one more connection is accepted from an address; an idle one may be closed for it."""
-        host = _host_key(address)
+        host = host_key(address)
         if self._count_by_host[host] >= self._limit_per_host + HEALTH_RESERVE_PER_HOST:
             is_accepted = self._close_longest_idle(host)
         elif self._count_by_host.total() >= self._limit + _HEALTH_RESERVE:
@@ -79,7 +80,7 @@ class HttpConnectionLimiter:
 
     def leave(self, address: str) -> None:
         """Count the end of a connection from an address."""
-        host = _host_key(address)
+        host = host_key(address)
         self._count_by_host[host] -= 1
         if self._count_by_host[host] <= 0:
             del self._count_by_host[host]
@@ -87,12 +88,12 @@ class HttpConnectionLimiter:
     def is_over_limit(self, address: str) -> bool:
         """Return whether requests from an address get the paths of the node's health only."""
         return (
-            self._count_by_host.total() > self._limit or self._count_by_host[_host_key(address)] > self._limit_per_host
+            self._count_by_host.total() > self._limit or self._count_by_host[host_key(address)] > self._limit_per_host
         )
 
     def mark_idle(self, caller: TimedConnection, address: str) -> None:
         """Add a connection to those that may be closed, as the newest."""
-        self._idle.setdefault(caller, _host_key(address))
+        self._idle.setdefault(caller, host_key(address))
 
     def mark_busy(self, caller: TimedConnection) -> None:
         """Protect a connection while one of its requests is being answered."""
@@ -249,7 +250,7 @@ def _client_address(scope: Scope) -> str:
     return client[0] if client else ""
 
 
-def _host_key(address: str) -> str:
+def host_key(address: str) -> str:
     """Return the key of a host: an IPv4 address, or a /64 of IPv6."""
     try:
         plain = normalise_address(address.partition("%")[0])

@@ -1,6 +1,6 @@
 """Decisions at the dashboard: release, discard, retry, cancel, close; by POST from the node's own pages only.
 
-``access.TokenAuthMiddleware`` refuses other origins. The audit trail names the dashboard, with the initials and the
+``access.AccessMiddleware`` refuses other origins. The audit trail names the dashboard, with the initials and the
 reason from the form.
 """
 

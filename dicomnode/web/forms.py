@@ -10,6 +10,8 @@ from fastapi import Depends
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
+from dicomnode.web import person
+
 __all__ = ["Form", "read_form", "read_line"]
 
 _MOST_BYTES = 1 << 13
@@ -17,14 +19,18 @@ _MOST_CHARACTERS = {"who": 40, "reason": 300, "why": 300}
 
 
 async def read_form(request: Request) -> dict[str, str]:
-    """Read the fields of a submitted form. Raises 413 when the form is too long."""
+    """Read the fields of a submitted form. Raises 413 when the form is too long.
+
+    With accounts, the field "who" is the account's: no form can name another person.
+    """
     body = b""
     async for piece in request.stream():
         body += piece
         if len(body) > _MOST_BYTES:
             raise HTTPException(413, "the form is too long")
     fields = parse_qs(body.decode("utf-8", "replace"), keep_blank_values=True)
-    return {name: values[0].strip() for name, values in fields.items()}
+    form = {name: values[0].strip() for name, values in fields.items()}
+    return form if (found := person.current()) is None else form | {"who": found.shown}
 
 
 def read_line(form: Mapping[str, str], name: str) -> str:

@@ -10,8 +10,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-__all__ = ["add_get", "add_options"]
+__all__ = ["REFUSAL", "add_get", "add_options"]
 
+REFUSAL = "refused-methods"
+"""Name of the routes that answer OPTIONS, and all other methods with 405."""
 _METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
 
 
@@ -38,7 +40,7 @@ def add_options(routes: APIRouter) -> None:
             methods.setdefault(route.path.removeprefix(routes.prefix), {"OPTIONS"}).update(route.methods or ())
     for path, known in methods.items():
         others = sorted(_METHODS - known | {"OPTIONS"})
-        routes.add_api_route(path, _options_endpoint(known), methods=others, include_in_schema=False)
+        routes.add_api_route(path, _options_endpoint(known), methods=others, include_in_schema=False, name=REFUSAL)
 
 
 def _options_endpoint(known: set[str]) -> Callable[[Request], Response]:

@@ -1,6 +1,6 @@
 """/models: the bundles on this node, their model cards, and the deployment of versions to pipelines.
 
-Deployments come by POST from the node's own pages only (``access.TokenAuthMiddleware``), with initials and a reason for
+Deployments come by POST from the node's own pages only (``access.AccessMiddleware``), with initials and a reason for
 the history.
 """
 

@@ -8,6 +8,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.responses import HTMLResponse
 
+from dicomnode.web import person
 from dicomnode.web.template_filters import FILTERS
 
 __all__ = ["render"]
@@ -25,4 +26,5 @@ def _environment() -> Environment:
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(FILTERS)
+    environment.globals["find_person"] = person.current
     return environment

@@ -30,7 +30,7 @@ from dicomnode.ingest import scp
 from dicomnode.ingest.group_commit import Ledger
 from dicomnode.ingest.ingest import InstanceSink, StoreAnnouncement
 from dicomnode.monitoring.meters import Meters
-from dicomnode.web import media_types
+from dicomnode.web import media_types, person
 from dicomnode.web.holdings import Holdings
 from dicomnode.web.multipart import MultipartReader, parse_boundary
 
@@ -164,7 +164,7 @@ def add_routes(
         length = request.headers.get("content-length", "0")
         if len(length) > 18 or not length.isdecimal() or int(length) > longest:
             raise _too_long_error(longest)
-        sender = Sender(SENDER, request.client.host if request.client else "")
+        sender = Sender(SENDER, request.client.host if request.client else "", person.find_account())
         incoming = _StoreRequest(ledger, config.spool, sender, request.path_params.get("study", ""), boundary)
         await _read_body(request, incoming, longest)
         return await run_in_threadpool(_store_response, holdings, request, incoming.outcomes)

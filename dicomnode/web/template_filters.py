@@ -28,7 +28,7 @@ _SUBJECT_NAMES = MappingProxyType({
     "studies": "Study", "jobs": "Job", "deliveries": "Delivery", "instances": "Instance", "quarantine": "Quarantine",
     "prior_searches": "Search at a peer", "destination": "Destination", "results": "Result",
     "proofs": "Proof", "commitment_requests": "Commitment request",
-    "models": "Model", "clock": "Clock",
+    "models": "Model", "clock": "Clock", "accounts": "Account",
 })  # fmt: skip
 
 
@@ -85,7 +85,12 @@ def format_number(value: Any) -> str:
 
 
 def describe_event(event: Event) -> str:
-    """Describe an event of the audit trail in a sentence."""
+    """Describe an event of the audit trail in a sentence, with the account that caused it."""
+    text, account = _describe_cause(event), str(event.detail.get("account", ""))
+    return text if account in text else f"{text}, by {account}"
+
+
+def _describe_cause(event: Event) -> str:
     detail = event.detail
     subject = _SUBJECT_NAMES.get(event.subject, event.subject)
     who = f"{subject} {event.subject_id}".strip()

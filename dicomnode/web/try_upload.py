@@ -29,6 +29,7 @@ from dicomnode.ingest.files import receive_files
 from dicomnode.ingest.group_commit import Ledger
 from dicomnode.nifti import images, uploads
 from dicomnode.storage import spool
+from dicomnode.web import person
 from dicomnode.web.context import WebContext
 
 __all__ = ["SENDER", "add_routes", "take_turn"]
@@ -50,7 +51,7 @@ def add_routes(routes: APIRouter, context: WebContext) -> None:
     @routes.post("/try/nifti")
     async def receive(request: Request) -> Response:
         facts = _read_facts(request)
-        sender = Sender(SENDER, request.client.host if request.client else "")
+        sender = Sender(SENDER, request.client.host if request.client else "", person.find_account())
         with take_turn(turn), spool.open_folder(config.spool_dir) as folder:
             path = folder / facts["name"]
             try:

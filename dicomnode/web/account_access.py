@@ -1,0 +1,107 @@
+"""Who sends a request, where the node has accounts: by the cookie of a session, or by a token.
+
+Sessions are rows, so that log-out, a disabled account, another password or another role end them at once, by any
+process, and a restart does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+from anyio import CapacityLimiter, to_thread
+from sqlalchemy.orm import Session, sessionmaker
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
+
+from db import accounts, audit
+from db import engine as engines
+from db.models import Account
+from db.states import Role
+from dicomnode.accounts import passwords
+from dicomnode.config.web import WebConfig
+from dicomnode.web.cookies import read_cookie
+from dicomnode.web.login_throttle import LoginThrottle
+from dicomnode.web.node_token import Token
+from dicomnode.web.person import Person
+
+__all__ = ["NODE_TOKEN", "AccountAccess"]
+
+NODE_TOKEN = Person("node token", "node token", Role.ADMINISTRATOR)
+"""Whoever has the node's token; no account can have this name."""
+_CHECKED_AT_ONCE = 2
+"""Passwords checked at one moment: each takes 64 MiB."""
+
+
+class AccountAccess:
+    """Accounts, their sessions and their tokens; ``length``: the longest session."""
+
+    def __init__(
+        self, config: WebConfig, sessions: sessionmaker[Session], now: Callable[[], datetime], token: Token | None
+    ) -> None:
+        self.length, self._idle = timedelta(hours=config.session_h), timedelta(hours=config.session_idle_h)
+        self._sessions, self._readers = sessions, engines.readers(sessions.kw["bind"])
+        self._now, self._token = now, token
+        self._limiter: CapacityLimiter | None = None
+        self.throttle = LoginThrottle(now)
+
+    async def identify(self, headers: Headers) -> Person | None:
+        """Return who sends a request with these headers, or None."""
+        kind, _, credential = headers.get("authorization", "").partition(" ")
+        if kind.lower() == "bearer":
+            return await run_in_threadpool(self._find_by_token, credential.strip())
+        cookie = read_cookie(headers)
+        return await run_in_threadpool(self._find_by_cookie, cookie) if cookie else None
+
+    async def check_password(self, name: str, password: str) -> bool:
+        """Return whether an enabled account has that password; takes as long for a name that is unknown."""
+        if self._limiter is None:
+            self._limiter = CapacityLimiter(_CHECKED_AT_ONCE)
+        return await to_thread.run_sync(self._check_password, name, password, limiter=self._limiter)
+
+    def open_session(self, name: str) -> str | None:
+        """Open a session of an account and return its cookie; None where it is disabled meanwhile."""
+        cookie = passwords.make_credential()
+        with self._sessions.begin() as session:
+            account = accounts.find(session, name)
+            if account is None or account.disabled_at is not None:
+                return None
+            with audit.act_for(account.name):
+                accounts.open_session(
+                    session, account, passwords.digest(cookie), length=self.length, now=self._now()
+                )  # fmt: skip
+        return cookie
+
+    def close_session(self, cookie: str) -> None:
+        """End the session of a cookie."""
+        with self._sessions.begin() as session:
+            accounts.close_session(session, passwords.digest(cookie), now=self._now())
+
+    def _check_password(self, name: str, password: str) -> bool:
+        with self._readers() as session:
+            account = accounts.find(session, name)
+            hashed = account.password_hash if account is not None and account.disabled_at is None else ""
+        return passwords.verify(hashed, password)
+
+    def _find_by_token(self, credential: str) -> Person | None:
+        if self._token is not None and self._token.matches(credential):
+            return NODE_TOKEN
+        with self._readers() as session:
+            account = accounts.find_by_token(session, passwords.digest(credential))
+            return _to_person(account) if account is not None else None
+
+    def _find_by_cookie(self, cookie: str) -> Person | None:
+        digest, now = passwords.digest(cookie), self._now()
+        with self._readers() as session:
+            row = accounts.find_session(session, digest, idle=self._idle, now=now)
+            if row is None:
+                return None
+            found, is_due = _to_person(row.account), accounts.needs_mark(row, now)
+        if is_due:
+            with self._sessions.begin() as session:
+                accounts.mark_seen(session, digest, now)
+        return found
+
+
+def _to_person(account: Account) -> Person:
+    return Person(account.name, account.shown, account.role)

@@ -1,0 +1,53 @@
+"""Limits of failed log-ins by account and by address, so that nobody tries many passwords.
+
+Attempts count before the password is checked, so that parallel ones count, too. The counts are of this process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+__all__ = ["LoginThrottle"]
+
+_WINDOW = timedelta(minutes=15)
+_MOST_BY_ACCOUNT, _MOST_BY_ADDRESS = 10, 40
+_MOST_KEYS = 20_000
+
+Key = tuple[str, str]
+
+
+class LoginThrottle:
+    """Attempts of the last 15 minutes: at most 10 for one name and 40 from one address."""
+
+    def __init__(self, now: Callable[[], datetime]) -> None:
+        self._now = now
+        self._attempts: dict[Key, list[datetime]] = {}
+
+    def admit(self, account: str, address: str) -> int:
+        """Count an attempt and return 0, or return the seconds after which one is admitted."""
+        now, keys = self._now(), _make_keys(account, address)
+        wait_s = max(self._find_wait_s(key, most, now) for key, most in keys.items())
+        if wait_s == 0:
+            for key in keys:
+                self._attempts[key] = [*self._attempts.pop(key, []), now]
+            while len(self._attempts) > _MOST_KEYS:
+                del self._attempts[next(iter(self._attempts))]
+        return wait_s
+
+    def forgive(self, account: str, address: str) -> None:
+        """Forget the attempts for an account whose password was right, and this one of the address."""
+        by_account, by_address = _make_keys(account, address)
+        self._attempts.pop(by_account, None)
+        if attempts := self._attempts.get(by_address):
+            attempts.pop()
+
+    def _find_wait_s(self, key: Key, most: int, now: datetime) -> int:
+        attempts = [at for at in self._attempts.get(key, []) if at > now - _WINDOW]
+        if key in self._attempts:
+            self._attempts[key] = attempts
+        return int((attempts[-most] + _WINDOW - now).total_seconds()) + 1 if len(attempts) >= most else 0
+
+
+def _make_keys(account: str, address: str) -> dict[Key, int]:
+    return {("account", account): _MOST_BY_ACCOUNT, ("address", address): _MOST_BY_ADDRESS}
