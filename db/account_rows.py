@@ -16,16 +16,16 @@ __all__ = ["Account", "WebSession"]
 class Account(Base):
     """Person or program that may use the web.
 
-    ``password_hash``: of argon2, or "" where a provider checks the person (``issuer``, else ""). ``shown``: the name
-    in forms and records of decisions. ``token_digest``: SHA-256 of the token for programs. Accounts are disabled and
-    never deleted, because the audit trail names them.
+    ``display_name``: the name in forms and records of decisions. ``password_hash``: of argon2, or "" where a provider
+    checks the person (``issuer``, else ""). ``token_digest``: SHA-256 of the token for programs. Accounts are disabled
+    and never deleted, because the audit trail names them.
     """
 
     __tablename__ = "accounts"
 
     id: Mapped[Pk]
     name: Mapped[str] = mapped_column(unique=True)
-    shown: Mapped[str]
+    display_name: Mapped[str]
     role: Mapped[Role]
     password_hash: Mapped[str] = mapped_column(default="")
     issuer: Mapped[str] = mapped_column(default="")

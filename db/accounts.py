@@ -45,12 +45,12 @@ def list_accounts(session: Session) -> list[Account]:
 
 
 def add(
-    session: Session, *, name: str, shown: str, role: Role, password_hash: str = "", issuer: str = "", by: str,
+    session: Session, *, name: str, display_name: str, role: Role, password_hash: str = "", issuer: str = "", by: str,
     now: datetime,
 ) -> Account:  # fmt: skip
     """Add an account, whose name must be new; ``by``: who adds it."""
     account = Account(
-        name=name, shown=shown, role=role, password_hash=password_hash, issuer=issuer, created_at=now
+        name=name, display_name=display_name, role=role, password_hash=password_hash, issuer=issuer, created_at=now
     )  # fmt: skip
     session.add(account)
     session.flush()
@@ -111,9 +111,9 @@ def find_session(session: Session, digest: str, *, idle: timedelta, now: datetim
 
     A session is over at its end, after ``idle`` without a request, and when its account is disabled.
     """
-    wanted = select(WebSession).options(joinedload(WebSession.account)).join(Account)
+    query = select(WebSession).options(joinedload(WebSession.account)).join(Account)
     return session.scalar(
-        wanted.where(
+        query.where(
             WebSession.digest == digest, WebSession.expires_at > now, WebSession.last_seen_at > now - idle,
             Account.disabled_at.is_(None),
         )

@@ -372,14 +372,10 @@ class Deployment(Base):
 
     __table_args__ = (
         Index(
-            None,
-            "pipeline",
-            "mode",
-            unique=True,
-            sqlite_where=text("ended_at IS NULL"),
+            None, "pipeline", "mode", unique=True, sqlite_where=text("ended_at IS NULL"),
             postgresql_where=text("ended_at IS NULL"),
         ),
-    )
+    )  # fmt: skip
 
 
 class Quarantine(Base):

@@ -41,7 +41,7 @@ class InvalidTransition(Exception):
 
 
 class Role(StrEnum):
-    """What a person may do on the web, each role with all of those before it: read; decide and run; configure."""
+    """Rights of a person on the web, each role with all of those before it: read; decide and run; configure."""
 
     VIEWER = "viewer"
     OPERATOR = "operator"

@@ -7,6 +7,8 @@
     ├── InputRefused           an input cannot be processed correctly; the message is for a person to read
     ├── GeometryError          the geometry of images is missing, contradicts itself or is not supported
     ├── NotMarked              a result lacks a mark that says it is synthetic
+    ├── LoginRefused           the provider of log-ins does not vouch for a person, or the person has no role here
+    ├── ProviderUnreachable    the provider of log-ins does not answer, or not as OpenID Connect says
     ├── NotSent                a notification was not taken; ``reached`` says whether its receiver answered
     ├── NodeBusy               the node is at its limits; the same request may succeed soon
     ├── WorkitemRefused        a request on the worklist is refused; ``status`` says how
@@ -39,6 +41,7 @@ __all__ = [
     "GeometryError",
     "IdentifierRefused",
     "InputRefused",
+    "LoginRefused",
     "MismatchedClass",
     "NodeBusy",
     "NodeError",
@@ -52,6 +55,7 @@ __all__ = [
     "PeerError",
     "PeerRefused",
     "PeerUnreachable",
+    "ProviderUnreachable",
     "RefusedObject",
     "StorageDamaged",
     "TooLarge",
@@ -76,6 +80,16 @@ class NotFound(NodeError):
 
 class NotAllowed(NodeError):
     """The object exists, but its state forbids the request."""
+
+
+class LoginRefused(NodeError):
+    """The provider of log-ins does not vouch for a person, or the person has no role here."""
+
+
+class ProviderUnreachable(NodeError):
+    """The provider of log-ins does not answer, or not as OpenID Connect says."""
+
+    retry: ClassVar[bool] = True
 
 
 class InputRefused(NodeError):

@@ -46,7 +46,9 @@ def run_node(folder: Path, settings: dict[str, Any] | None = None, **sections: A
 
 def add_account(web: Web, name: str, role: Role) -> None:
     with web.sessions.begin() as session:
-        accounts.add(session, name=name, shown=name, role=role, password_hash=hash_once(), by="root", now=web.now)
+        accounts.add(
+            session, name=name, display_name=name, role=role, password_hash=hash_once(), by="root", now=web.now
+        )
 
 
 @cache

@@ -65,7 +65,7 @@ def test_a_name_of_other_characters_is_refused(name: str, tmp_path: Path, now: d
 
 def add(session: Session, name: str, now: datetime, *, issuer: str = "") -> Account:
     return accounts.add(
-        session, name=name, shown=name, role=Role.OPERATOR, password_hash="x", issuer=issuer, by="root", now=now
+        session, name=name, display_name=name, role=Role.OPERATOR, password_hash="x", issuer=issuer, by="root", now=now
     )
 
 

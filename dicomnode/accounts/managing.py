@@ -26,7 +26,7 @@ def add(session: Session, name: str, role: Role, password: str, *, by: str, now:
     if accounts.find(session, name) is not None:
         raise NotAllowed(f"account {name} exists; 'dicomnode accounts enable' enables one that is disabled")
     hashed = passwords.hash_password(password)
-    return accounts.add(session, name=name, shown=name, role=role, password_hash=hashed, by=by, now=now)
+    return accounts.add(session, name=name, display_name=name, role=role, password_hash=hashed, by=by, now=now)
 
 
 def change_password(session: Session, name: str, password: str, *, by: str, now: datetime) -> None:
@@ -78,7 +78,7 @@ def describe(account: Account) -> dict[str, Any]:
     """Return the facts of an account, without its hashes."""
     return {
         "name": account.name,
-        "shown": account.shown,
+        "display_name": account.display_name,
         "role": str(account.role),
         "state": "disabled" if account.disabled_at else "enabled",
         "login": account.issuer or "password",

@@ -27,7 +27,7 @@ PasswordFile = Annotated[
     Path | None, typer.Option(help="A file whose one line is the password.", show_default="asked for twice")
 ]
 
-_COLUMNS = ["name", "shown", "role", "state", "login", "token", "created_at"]
+_COLUMNS = ["name", "display_name", "role", "state", "login", "token", "created_at"]
 
 
 @app.command("list")

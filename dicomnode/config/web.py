@@ -7,6 +7,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
+from dicomnode.config.oidc import OidcConfig
 from dicomnode.config.section import Section
 from dicomnode.config.tls import TlsVersion
 from dicomnode.config.value_types import OptionalPath, Port
@@ -37,6 +38,7 @@ class WebConfig(Section):
     public_url: WebAddress | None = None
     certificate_file: Path | None = None
     key_file: Path | None = None
+    oidc: OidcConfig | None = None
     minimum_version: TlsVersion = "1.2"
 
     @model_validator(mode="after")
@@ -49,6 +51,12 @@ class WebConfig(Section):
     def _check_token(self) -> Self:
         if self.enabled and not self.on_loopback and self.token_file is None and not self.accounts:
             raise ValueError("beyond loopback the web asks for a token: name a file with one as token_file")
+        return self
+
+    @model_validator(mode="after")
+    def _check_oidc(self) -> Self:
+        if self.oidc is not None and not (self.accounts and self.public_url):
+            raise ValueError("[web.oidc] needs accounts = true and public_url, to which the provider sends people back")
         return self
 
     @property

@@ -22,9 +22,11 @@ from dicomnode.web.cookies import delete_cookie, local_path, read_cookie, set_co
 from dicomnode.web.forms import Form
 from dicomnode.web.node_token import SESSION_LENGTH, Token
 
-__all__ = ["OPEN_PATHS", "AccessMiddleware", "create_router"]
+__all__ = ["OPEN_PATHS", "PROVIDER_PATHS", "AccessMiddleware", "create_router"]
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/metrics", "/login", "/static/node.css"})
+PROVIDER_PATHS = frozenset({"/login/provider", "/login/return"})
+"""Open as well on a node with accounts."""
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _STREAM_PATH = "/events"
 
@@ -46,7 +48,7 @@ class AccessMiddleware:
         headers = Headers(scope=scope)
         if (refusal := self._refusal(scope, headers)) is not None:
             await refusal(scope, receive, send)
-        elif self._accounts is None or scope["path"] in OPEN_PATHS:
+        elif self._accounts is None or scope["path"] in OPEN_PATHS | PROVIDER_PATHS:
             await self._app(scope, receive, send)
         else:
             await self._answer_person(self._accounts, scope, receive, send)

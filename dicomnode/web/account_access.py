@@ -1,4 +1,4 @@
-"""Who sends a request, where the node has accounts: by the cookie of a session, or by a token.
+"""Recognition of who sends a request, on a node with accounts: by the cookie of a session, or by a token.
 
 Sessions are rows, so that log-out, a disabled account, another password or another role end them at once, by any
 process, and a restart does not.
@@ -104,4 +104,4 @@ class AccountAccess:
 
 
 def _to_person(account: Account) -> Person:
-    return Person(account.name, account.shown, account.role)
+    return Person(account.name, account.display_name, account.role)

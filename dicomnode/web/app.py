@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
-from fastapi import Depends, FastAPI
+from fastapi import APIRouter, Depends, FastAPI
 from fastapi.exceptions import RequestValidationError
 from sqlalchemy.orm import Session, sessionmaker
 from starlette.exceptions import HTTPException
@@ -18,7 +18,18 @@ from dicomnode.config import Config
 from dicomnode.errors import InputRefused, NodeBusy, NodeError, NotFound
 from dicomnode.monitoring.meters import Meters
 from dicomnode.monitoring.sweep_health import SweepHealth
-from dicomnode.web import access, account_login, dashboard, dicomweb, health, metrics, node_token, roles, viewer
+from dicomnode.web import (
+    access,
+    account_login,
+    dashboard,
+    dicomweb,
+    health,
+    metrics,
+    node_token,
+    provider_login,
+    roles,
+    viewer,
+)
 from dicomnode.web.account_access import AccountAccess
 from dicomnode.web.security import ErrorMiddleware, SecurityHeadersMiddleware
 from dicomnode.web.ups_events import ChannelAccessMiddleware
@@ -50,7 +61,7 @@ def create_app(
     )  # fmt: skip
     app.include_router(health.create_router(config, sessions, sweep_health))
     app.include_router(metrics.create_router(config, sessions, now=now, meters=meters, sweep_health=sweep_health))
-    app.include_router(account_login.create_router(accounts) if accounts else access.create_router(token))
+    app.include_router(_create_login(config, sessions, accounts, now) if accounts else access.create_router(token))
     app.include_router(dicomweb.create_router(config, sessions, now=now, meters=meters))
     for prefix in (dicomweb.VIEW, dicomweb.REVIEW):
         app.include_router(dicomweb.create_router(config, sessions, now=now, prefix=prefix))
@@ -70,6 +81,16 @@ def create_app(
     app.add_middleware(ErrorMiddleware)
     app.add_middleware(ChannelAccessMiddleware)
     return app
+
+
+def _create_login(
+    config: Config, sessions: sessionmaker[Session], accounts: AccountAccess, now: Callable[[], datetime]
+) -> APIRouter:
+    provider = provider_login.make_provider(config.web, now)
+    routes = account_login.create_router(accounts, provider)
+    if provider is not None:
+        provider_login.add_routes(routes, provider, accounts, sessions, now)
+    return routes
 
 
 def _http_error(_: Request, error: Exception) -> Response:

@@ -30,7 +30,7 @@ async def read_form(request: Request) -> dict[str, str]:
             raise HTTPException(413, "the form is too long")
     fields = parse_qs(body.decode("utf-8", "replace"), keep_blank_values=True)
     form = {name: values[0].strip() for name, values in fields.items()}
-    return form if (found := person.current()) is None else form | {"who": found.shown}
+    return form if (found := person.current()) is None else form | {"who": found.display_name}
 
 
 def read_line(form: Mapping[str, str], name: str) -> str:

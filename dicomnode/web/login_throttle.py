@@ -24,8 +24,11 @@ class LoginThrottle:
         self._now = now
         self._attempts: dict[Key, list[datetime]] = {}
 
-    def admit(self, account: str, address: str) -> int:
-        """Count an attempt and return 0, or return the seconds after which one is admitted."""
+    def admit(self, account: str | None, address: str) -> int:
+        """Count an attempt and return 0, or return the seconds after which one is admitted.
+
+        ``account`` None: one whose name is not known yet.
+        """
         now, keys = self._now(), _make_keys(account, address)
         wait_s = max(self._find_wait_s(key, most, now) for key, most in keys.items())
         if wait_s == 0:
@@ -37,9 +40,8 @@ class LoginThrottle:
 
     def forgive(self, account: str, address: str) -> None:
         """Forget the attempts for an account whose password was right, and this one of the address."""
-        by_account, by_address = _make_keys(account, address)
-        self._attempts.pop(by_account, None)
-        if attempts := self._attempts.get(by_address):
+        self._attempts.pop(("account", account), None)
+        if attempts := self._attempts.get(("address", address)):
             attempts.pop()
 
     def _find_wait_s(self, key: Key, most: int, now: datetime) -> int:
@@ -49,5 +51,6 @@ class LoginThrottle:
         return int((attempts[-most] + _WINDOW - now).total_seconds()) + 1 if len(attempts) >= most else 0
 
 
-def _make_keys(account: str, address: str) -> dict[Key, int]:
-    return {("account", account): _MOST_BY_ACCOUNT, ("address", address): _MOST_BY_ADDRESS}
+def _make_keys(account: str | None, address: str) -> dict[Key, int]:
+    keys = {("address", address): _MOST_BY_ADDRESS}
+    return keys if account is None else keys | {("account", account): _MOST_BY_ACCOUNT}

@@ -18,10 +18,10 @@ _current: ContextVar[Person | None] = ContextVar("web.person", default=None)
 
 @dataclass(frozen=True)
 class Person:
-    """An account by ``name``, which the audit trail has; ``shown``: the name in forms and records of decisions."""
+    """An account by ``name``, as in the audit trail; ``display_name``: the name in forms and records of decisions."""
 
     name: str
-    shown: str
+    display_name: str
     role: Role
 
 

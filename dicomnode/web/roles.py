@@ -1,4 +1,4 @@
-"""Which role each route of the web needs, in one table. A route without an entry is refused.
+"""The role that each route of the web needs, in one table. A route without an entry is refused.
 
 The table counts on a node with accounts only; without them, who has access may do everything.
 """
@@ -9,17 +9,18 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from fastapi.routing import APIRoute
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import PlainTextResponse, Response
 
 from db.states import Role
 from dicomnode.web import dicomweb, methods, pages, person
-from dicomnode.web.access import OPEN_PATHS
+from dicomnode.web.access import OPEN_PATHS, PROVIDER_PATHS
 from dicomnode.web.person import Person
 
 __all__ = ["READING", "WRITING", "RoleNeeded", "check", "find_role", "refuse"]
 
 _VIEWER, _OPERATOR, _ADMINISTRATOR = Role.VIEWER, Role.OPERATOR, Role.ADMINISTRATOR
+_CHANNEL = f"{dicomweb.ROOT}/subscribers/{{ae_title}}"
 _ROOTS = (dicomweb.ROOT, dicomweb.VIEW, dicomweb.REVIEW)
 
 READING: Mapping[str, Role] = MappingProxyType(
@@ -39,8 +40,9 @@ READING: Mapping[str, Role] = MappingProxyType(
         ),
         _VIEWER,
     )
+    | {_CHANNEL: _OPERATOR}  # what it sends is gone for the subscriber
 )  # fmt: skip
-"""GET and HEAD, by path. What lies below a root of DICOMweb needs the role viewer."""
+"""GET and HEAD, by path. What else lies below a root of DICOMweb needs the role viewer."""
 
 WRITING: Mapping[str, Role] = MappingProxyType(
     {
@@ -58,6 +60,14 @@ WRITING: Mapping[str, Role] = MappingProxyType(
         "/try/{uid}/run": _OPERATOR,
         f"{dicomweb.ROOT}/studies": _OPERATOR,
         f"{dicomweb.ROOT}/studies/{{study}}": _OPERATOR,
+        f"{dicomweb.ROOT}/workitems": _OPERATOR,
+        f"{dicomweb.ROOT}/workitems/{{workitem}}": _OPERATOR,
+        f"{dicomweb.ROOT}/workitems/{{workitem}}/cancelrequest": _OPERATOR,
+        f"{dicomweb.ROOT}/workitems/{{workitem}}/cancelrequest/{{requester}}": _OPERATOR,
+        f"{dicomweb.ROOT}/workitems/{{workitem}}/state": _OPERATOR,
+        f"{dicomweb.ROOT}/workitems/{{workitem}}/subscribers/{{ae_title}}": _OPERATOR,
+        f"{dicomweb.ROOT}/workitems/{{workitem}}/subscribers/{{ae_title}}/suspend": _OPERATOR,
+        f"{dicomweb.ROOT}/workitems/{{workitem}}/state/{{requester}}": _OPERATOR,
         "/learning/{id:row}/deploy": _ADMINISTRATOR,
         "/learning/{id:row}/undo": _ADMINISTRATOR,
         "/models/end-shadow/{pipeline}": _ADMINISTRATOR,
@@ -73,16 +83,21 @@ class RoleNeeded(Exception):
     """The person's role does not suffice; ``needed``: one that does, None where no role does."""
 
     def __init__(self, found: Person, needed: Role | None) -> None:
-        super().__init__(f"this needs the role {needed or 'of nobody'}; {found.shown} has the role {found.role}")
+        super().__init__(f"this needs the role {needed or 'of nobody'}; {found.display_name} has the role {found.role}")
         self.found, self.needed = found, needed
 
 
-async def check(request: Request) -> None:
-    """Check the role of the person who sends a request. Raises RoleNeeded."""
-    route = request.scope["route"]
-    if route.path in OPEN_PATHS:
+async def check(request: HTTPConnection) -> None:
+    """Check the role of the person who sends a request. Raises RoleNeeded.
+
+    A WebSocket comes after a GET with its headers, which has passed (``ups_events.ChannelAccessMiddleware``).
+    """
+    if request.scope["type"] == "websocket":
         return
-    found, needed = person.current(), find_role(route, request.method)
+    route = request.scope["route"]
+    if route.path in OPEN_PATHS | PROVIDER_PATHS:
+        return
+    found, needed = person.current(), find_role(route, request.scope["method"])
     if found is None:
         raise RuntimeError("a request without a person passed the middleware")
     if needed is None or not found.role.includes(needed):
@@ -95,7 +110,8 @@ def find_role(route: APIRoute, method: str) -> Role | None:
         return _VIEWER
     if method not in ("GET", "HEAD"):
         return WRITING.get(route.path)
-    return _VIEWER if route.path.startswith(tuple(f"{root}/" for root in _ROOTS)) else READING.get(route.path)
+    is_dicomweb = route.path.startswith(tuple(f"{root}/" for root in _ROOTS))
+    return READING.get(route.path, _VIEWER if is_dicomweb else None)
 
 
 def refuse(request: Request, error: Exception) -> Response:

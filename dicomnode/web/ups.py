@@ -23,7 +23,7 @@ from dicomnode import uids
 from dicomnode.config import Config
 from dicomnode.datasets.json_elements import Elements
 from dicomnode.errors import WorkitemRefused
-from dicomnode.web import media_types, methods, query_parameters
+from dicomnode.web import media_types, methods, person, query_parameters
 from dicomnode.web.holdings import base_url, require_uid
 from dicomnode.web.query_parameters import SearchParameters
 from dicomnode.worklist import elements as dicom
@@ -288,7 +288,9 @@ def _query_uid(request: Request, *names: str) -> str:
 
 
 def _requester(request: Request) -> str:
-    """Return who asks, for the audit trail: as the path or the query names it, else the address."""
+    """Return who asks, for the audit trail: the account, else as the path or the query names it, else the address."""
+    if (found := person.current()) is not None:
+        return found.display_name
     requester: str = request.path_params.get("requester", "") or request.query_params.get("requester", "")
     if len(requester) > _MOST_REQUESTER or not requester.isprintable():
         raise HTTPException(400, "the name of who asks is too long or not printable")

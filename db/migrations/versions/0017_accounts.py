@@ -21,7 +21,7 @@ def upgrade() -> None:
         "accounts",
         sa.Column("id", _BIG, nullable=False),
         sa.Column("name", sa.String(), nullable=False),
-        sa.Column("shown", sa.String(), nullable=False),
+        sa.Column("display_name", sa.String(), nullable=False),
         sa.Column("role", role, nullable=False),
         sa.Column("password_hash", sa.String(), nullable=False),
         sa.Column("issuer", sa.String(), nullable=False),

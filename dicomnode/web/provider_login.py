@@ -1,0 +1,137 @@
+"""/login/provider and /login/return: log-in through the provider of [web.oidc].
+
+What a log-in is checked with stays here, under a cookie that other sites' redirections do bring along (SameSite=Lax).
+The cookie of the session itself is Strict: a browser would not send it in answer to the provider's redirection, so a
+page of this node leads on.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from fastapi import APIRouter
+from sqlalchemy.orm import Session, sessionmaker
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from db import accounts, audit
+from dicomnode.accounts import passwords
+from dicomnode.accounts.oidc import Identity, PendingLogin, Provider
+from dicomnode.config.web import WebConfig
+from dicomnode.errors import LoginRefused, ProviderUnreachable
+from dicomnode.web import pages
+from dicomnode.web.account_access import AccountAccess
+from dicomnode.web.account_login import find_address, render_form
+from dicomnode.web.cookies import local_path, read_cookie, set_cookie
+
+__all__ = ["add_routes", "make_provider"]
+
+_COOKIE_NAME = "dicomnode-login"
+_OVER = "This log-in is over, or began in another browser. Begin again."
+_LENGTH = timedelta(minutes=10)
+_MOST_PENDING = 1000
+
+
+@dataclass(frozen=True)
+class _Started:
+    login: PendingLogin
+    target: str
+    until: datetime
+
+
+class _PendingLogins:
+    """Log-ins at the provider by their cookie, each for one answer."""
+
+    def __init__(self, now: Callable[[], datetime]) -> None:
+        self._now = now
+        self._started: dict[str, _Started] = {}
+
+    def add(self, login: PendingLogin, target: str) -> str:
+        """Keep a log-in; return its cookie."""
+        while len(self._started) >= _MOST_PENDING:
+            del self._started[next(iter(self._started))]
+        cookie = passwords.make_credential()
+        self._started[passwords.digest(cookie)] = _Started(login, target, self._now() + _LENGTH)
+        return cookie
+
+    def take(self, cookie: str) -> _Started | None:
+        """Return the log-in of a cookie, once."""
+        started = self._started.pop(passwords.digest(cookie), None)
+        return started if started is not None and self._now() < started.until else None
+
+
+def make_provider(config: WebConfig, now: Callable[[], datetime]) -> Provider | None:
+    """Return the provider of the configuration, if any. Raises ConfigError for an unusable secret."""
+    if config.oidc is None or config.public_url is None:
+        return None
+    return Provider(config.oidc, f"{config.public_url.rstrip('/')}/login/return", now)
+
+
+def add_routes(
+    routes: APIRouter,
+    provider: Provider,
+    access: AccountAccess,
+    sessions: sessionmaker[Session],
+    now: Callable[[], datetime],
+) -> None:
+    """Add the routes."""
+    pending = _PendingLogins(now)
+
+    @routes.get("/login/provider")
+    async def begin(request: Request, next: str = "/") -> Response:
+        if wait_s := access.throttle.admit(None, find_address(request)):
+            return render_form(next, wait_s=wait_s, provider=provider)
+        try:
+            login = await run_in_threadpool(provider.begin)
+        except ProviderUnreachable as error:
+            return render_form(next, f"{error}.", 503, provider=provider)
+        answer = RedirectResponse(login.address, 303)
+        secure, age_s = request.url.scheme == "https", int(_LENGTH.total_seconds())
+        cookie = pending.add(login, local_path(next))
+        answer.set_cookie(
+            _COOKIE_NAME, cookie, age_s, path="/login", httponly=True, samesite="lax", secure=secure
+        )  # fmt: skip
+        return answer
+
+    @routes.get("/login/return")
+    async def finish(request: Request) -> Response:
+        started = pending.take(read_cookie(request.headers, _COOKIE_NAME))
+        if started is None:
+            return render_form("/", _OVER, 400, provider=provider)
+        try:
+            identity = await run_in_threadpool(provider.finish, started.login, dict(request.query_params))
+            name = await run_in_threadpool(_enter, sessions, provider.issuer, identity, now())
+            cookie = await run_in_threadpool(access.open_session, name)
+            if cookie is None:
+                raise LoginRefused(f"the account of {identity.display_name} is disabled on this node")
+        except LoginRefused as error:
+            return render_form(started.target, f"{error}.", 403, provider=provider)
+        except ProviderUnreachable as error:
+            return render_form(started.target, f"{error}.", 503, provider=provider)
+        answer = pages.render("login_done.html", target=started.target, display_name=identity.display_name)
+        set_cookie(answer, request, cookie, access.length)
+        answer.delete_cookie(_COOKIE_NAME, path="/login")
+        return answer
+
+
+def _enter(sessions: sessionmaker[Session], issuer: str, identity: Identity, now: datetime) -> str:
+    """Return the name of the person's account, which is made or brought up to date. Raises LoginRefused."""
+    name = f"oidc:{identity.subject}"
+    with audit.act_for(name), sessions.begin() as session:
+        account = accounts.find(session, name)
+        if account is None:
+            accounts.add(
+                session, name=name, display_name=identity.display_name, role=identity.role, issuer=issuer, by=issuer,
+                now=now,
+            )  # fmt: skip
+            return name
+        if not hmac.compare_digest(account.issuer, issuer):
+            raise LoginRefused(f"the account {name} is of another provider, {account.issuer}")
+        account.display_name = identity.display_name
+        if account.role is not identity.role:
+            accounts.change_role(session, account, identity.role, by=issuer, now=now)
+    return name
