@@ -29,11 +29,11 @@ pytestmark = [pytest.mark.peers, pytest.mark.timeout(300)]
 _LOGGED_IN = {"Authorization": f"Bearer {TOKEN}"}
 _MOST_STOPS = 400
 _NOT_SEEN = {"base.html", "page.html", "macros.html", "sr.html"} | {
-    "login_account.html", "refused.html", "try_confirm.html", "try_options.html", "try_outcome.html",
+    "login_account.html", "login_done.html", "refused.html", "try_confirm.html", "try_options.html", "try_outcome.html",
     "try_written.html",
 }  # fmt: skip
 """Parts of pages, the report, which a process of its own renders, and what tests/test_try_browser.py and
-tests/test_account_pages_browser.py look at."""
+tests/test_account_pages_browser.py look at. login_done.html leads on at once (tests/test_oidc.py)."""
 
 
 @pytest.fixture(scope="module")
