@@ -12,6 +12,8 @@ import pytest
 from fastapi.routing import APIRoute
 from sqlalchemy import select
 from starlette.routing import BaseRoute
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
 
 from db import accounts
 from db import engine as engines
@@ -372,3 +374,12 @@ def test_a_node_without_accounts_is_as_before(tmp_path: Path) -> None:
         assert web.client.post(f"/jobs/{made['held']}/release", data=form).status_code == 303
         assert not any("account" in each.detail for each in web.rows(Event))
         assert "Access token" in web.get("/login", "text/html").text
+
+
+def test_a_channel_of_events_needs_an_operator(lasting: Web) -> None:
+    address = f"ws://127.0.0.1:{lasting.port}/dicom-web/subscribers/WATCHER"
+    for headers in ({}, bearer_of(lasting, "vera")):
+        with pytest.raises(InvalidStatus, match="403"):
+            connect(address, proxy=None, additional_headers=headers).close()
+    with connect(address, proxy=None, additional_headers=bearer_of(lasting, "otto")) as channel:
+        channel.ping().wait(30)
