@@ -59,11 +59,14 @@ class HeldOut:
         """Share w of the estimate, 0 to 1, for which w e + (1 - w) m is nearest to the held-out samples."""
         return min(max(self.cross / self.distance, 0.0), 1.0) if self.distance > 0 else USUAL_SHARE
 
+    def factor(self, share: float) -> float:
+        """Return :func:`spread_factor` for the image w e + (1 - w) m, w being ``share``."""
+        residual = self.residual - 2 * share * self.cross + share**2 * self.distance
+        return spread_factor(residual, self.noise, self.variance)
+
     @property
-    def factor(self) -> float:
-        """Return :func:`spread_factor` for the image w e + (1 - w) m, w being the share."""
-        w = self.share
-        return spread_factor(self.residual - 2 * w * self.cross + w**2 * self.distance, self.noise, self.variance)
+    def is_finite(self) -> bool:
+        return all(map(math.isfinite, astuple(self)))
 
 
 def mean_and_sd(samples: Iterable[Tensor]) -> tuple[Tensor, Tensor]:

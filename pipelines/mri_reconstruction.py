@@ -171,10 +171,11 @@ def _reconstruct_image(
         adaptation_calls = adaptation.evaluations
         extra = _measure_adaptation(adaptation)
     progress(0.04, _with_label("spread against held-out samples", k))
-    spread = measure_spread(problem, prior, model, options, _derive_seed(seed, -2))
+    is_coupled = options.across_slices > 0 and is_volume(k)
+    spread = measure_spread(problem, prior, model, options, _derive_seed(seed, -2), is_coupled=is_coupled)
     extra += _measure_spread(spread)
     volume = None
-    if options.across_slices > 0 and is_volume(k):
+    if is_coupled:
         progress(0.05, _with_label("estimate across slices", k))
         volume = estimate_volume(problem.to(model.device), prior, options)
     slices, count = [], problem.slice_count
@@ -202,10 +203,16 @@ def _reconstruct_slice(
 
     Estimate and samples explain the data, so that their mean does.
     """
-    samples = torch.cat(list(_draw_in_batches(one, estimate, model, options, seed)), dim=1)
-    x = mix_images(estimate, samples, share)
+    mean = torch.zeros_like(estimate)
+
+    def deliver_samples() -> Iterator[Tensor]:
+        for sample in _draw_one_by_one(one, estimate, model, options, seed):
+            mean.add_(sample / options.samples)
+            yield _to_delivered_grid(one, sample, k)[0]
+
+    _, sd = uncertainty.mean_and_sd(deliver_samples())
+    x = mix_images(estimate, mean, share)
     chi_square = float(uncertainty.chi_square(one.A, x, one.y, one.sigma_y).mean())
-    _, sd = uncertainty.mean_and_sd(_to_delivered_grid(one, sample, k)[0] for sample in samples.unbind(dim=1))
     return _Slice(_to_delivered_grid(one, x, k)[0], sd, chi_square)
 
 
@@ -218,15 +225,15 @@ def _describe(k: KSpace, words: str) -> str:
     return f"{k.label}: {words}" if k.label else words
 
 
-def _draw_in_batches(one: Problem, x: Tensor, model: Model, options: Options, seed: int) -> Iterator[Tensor]:
-    """Yield posterior samples (coil without map or one, sample, [set,] a, b), a batch of samples at a time."""
+def _draw_one_by_one(one: Problem, x: Tensor, model: Model, options: Options, seed: int) -> Iterator[Tensor]:
+    """Yield posterior samples (coil without map or one, [set,] a, b), which are drawn in batches."""
     batch = max(options.batch // one.separate_coils, 1)
     for start in range(0, options.samples, batch):
         numbers = range(start, min(start + batch, options.samples))
         batch_seeds = [_derive_seed(seed, options.samples * c + n) for c in range(one.separate_coils) for n in numbers]
         repeated, estimate = one.repeat(len(numbers)), x.repeat_interleave(len(numbers), 0)
         found = draw_samples(repeated, model, options, batch_seeds, estimate)
-        yield found.reshape(len(x), len(numbers), *found.shape[1:])
+        yield from found.reshape(len(x), len(numbers), *found.shape[1:]).unbind(dim=1)
 
 
 def _to_delivered_grid(problem: Problem, x: Tensor, k: KSpace) -> Tensor:

@@ -6,7 +6,8 @@ held-out samples show how far the truth lies from the image in units of the samp
 
 The image is a mean of two: the estimate, which removes aliasing best but dims small structures, and the mean of the
 samples, which keeps them (:func:`model_zoo.samplers.anneal` says why). Their shares are those that come nearest to the
-held-out samples.
+held-out samples. The image is the estimate alone where these cannot judge it: a prior that was adapted to them, an
+estimate across slices, and samples of another solver than "dds" where nothing is held out.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from model_zoo import adaptation, uncertainty
 from model_zoo.operators import Fourier
+from pipelines.contract import Refused
 from pipelines.encoding import Problem
 from pipelines.inversion import Options, count_evaluations, draw_samples, estimate_slices
 from pipelines.separate_coils import compare_combined
@@ -46,11 +48,14 @@ class Spread:
     evaluations: int
 
 
-def measure_spread(problem: Problem, prior: Model, model: Model, options: Options, seed: int) -> Spread:
+def measure_spread(
+    problem: Problem, prior: Model, model: Model, options: Options, seed: int, *, is_coupled: bool = False
+) -> Spread:
     """Return factor and share (:class:`model_zoo.uncertainty.HeldOut`) for the slices of one image.
 
-    ``prior`` makes the estimate and ``model`` the samples, as in the reconstruction. Both are the usual ones where
-    ``options.held_out`` is zero.
+    ``prior`` makes the estimate and ``model`` the samples, as in the reconstruction; ``is_coupled``: the image's
+    estimate is one across slices. Both are the usual ones where ``options.held_out`` is zero. Raises Refused where an
+    estimate or a sample is not finite.
     """
     found = uncertainty.HeldOut()
     slices = _choose_slices(problem) if options.held_out > 0 else []
@@ -62,14 +67,19 @@ def measure_spread(problem: Problem, prior: Model, model: Model, options: Option
         rest = replace(one, A=Fourier(one.A.maps, split.inputs), y=one.y * split.inputs[:, None])
         x = estimate_slices(rest, prior, options)
         seeds = torch.randint(2**62, (SAMPLES, len(one.y)), generator=generator).tolist()
-        found += compare(one, x, _draw_one_by_one(rest, model, options, seeds, x), split)
+        compared = compare(one, x, _draw_one_by_one(rest, model, options, seeds, x), split)
+        if not compared.is_finite:
+            raise Refused(f"solver {options.solver}: the estimate or a sample of slice {i + 1} is not finite")
+        found += compared
     calls = problem.images_per_slice * evaluations_held_out(options) * len(slices)
-    return Spread(found.factor, found.share, calls)
+    is_judged = options.solver == "dds" or (options.solver != "adadiff" and bool(slices))
+    share = found.share if is_judged and not is_coupled else 1.0
+    return Spread(found.factor(share), share, calls)
 
 
-def mix_images(estimate: Tensor, samples: Tensor, share: float) -> Tensor:
-    """Return the image: ``share`` times the estimate, the rest the mean of the samples (batch, sample, [set,] a, b)."""
-    return share * estimate + (1 - share) * samples.mean(dim=1)
+def mix_images(estimate: Tensor, mean: Tensor, share: float) -> Tensor:
+    """Return the image: ``share`` times the estimate, the rest the mean of the samples."""
+    return share * estimate + (1 - share) * mean
 
 
 def evaluations_held_out(options: Options) -> int:

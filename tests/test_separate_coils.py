@@ -204,7 +204,7 @@ def test_errors_that_coils_share_are_seen_in_the_combined_image_only() -> None:
     together = separate_coils.compare_combined(problem, x, iter(samples), split)
     assert alone.residual / alone.variance == pytest.approx(1.0, rel=0.05)
     assert together.residual / together.variance == pytest.approx(coils, rel=0.05)
-    assert together.factor == pytest.approx(uncertainty.BEYOND * coils**0.5, rel=0.05)
+    assert together.factor(together.share) == pytest.approx(uncertainty.BEYOND * coils**0.5, rel=0.05)
 
 
 def test_the_report_shows_the_zero_filled_root_sum_of_squares() -> None:

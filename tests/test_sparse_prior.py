@@ -46,23 +46,31 @@ def randn(*shape: int, seed: int) -> Tensor:
     return torch.view_as_complex(torch.randn(*shape, 2, generator=torch.Generator().manual_seed(seed)))
 
 
-@cache
-def reconstruct() -> dict[str, Tensor]:
-    """Reconstruct an image of the prior with 64 spots from complete k-space, where each pixel is by itself."""
+def acquire() -> tuple[Problem, Tensor]:
+    """Return complete k-space of an image of the prior with 64 spots, where each pixel is by itself, and A^H y."""
     is_bright = torch.rand(1, N, N, generator=torch.Generator().manual_seed(9)) < PARTS[1][0]
     x0 = torch.where(is_bright, PARTS[1][1], PARTS[0][1]) * randn(1, N, N, seed=2)
     x0[:, 4::8, 4::8] = SPOT
     A = Fourier(torch.ones(1, 1, N, N, dtype=torch.complex64), torch.ones(1, N, N, dtype=torch.bool))
     y = A(x0) + SIGMA_Y * randn(1, 1, N, N, seed=1)
-    p = Problem(A, y, torch.full((1,), SIGMA_Y), torch.ones(1, N, N), SIGMA_Y, "one coil", PRESCAN)
-    model = Model("sparse", "1", "", {}, SparsePrior(), {"sigma_data": PRIOR_SD}, "cpu", False)
+    return Problem(A, y, torch.full((1,), SIGMA_Y), torch.ones(1, N, N), SIGMA_Y, "one coil", PRESCAN), A.H(y)
+
+
+def sparse_model() -> Model:
+    return Model("sparse", "1", "", {}, SparsePrior(), {"sigma_data": PRIOR_SD}, "cpu", False)
+
+
+@cache
+def reconstruct() -> dict[str, Tensor]:
+    p, zero_filled = acquire()
+    model = sparse_model()
     estimate = inversion.estimate_slices(p, model, OPTIONS)
     samples = torch.stack([inversion.draw_samples(p, model, OPTIONS, [n], estimate) for n in range(4)], dim=1)
     share = spread.measure_spread(p, model, model, OPTIONS, 1).share
     return {
-        "exact": denoise(A.H(y), torch.tensor(SIGMA_Y**2)),
+        "exact": denoise(zero_filled, torch.tensor(SIGMA_Y**2)),
         "estimate": estimate,
-        "image": spread.mix_images(estimate, samples, share),
+        "image": spread.mix_images(estimate, samples.mean(dim=1), share),
     }
 
 
@@ -84,3 +92,11 @@ def test_the_image_keeps_two_thirds_of_the_contrast_of_the_posterior_mean_and_is
     found = reconstruct()
     assert 0.65 < contrast(found["image"]) / contrast(found["exact"]) < 1.1
     assert error(found["image"]) < 0.8 * error(found["estimate"])
+
+
+def test_an_estimate_across_slices_is_the_image_alone_and_its_sd_explains_what_it_leaves() -> None:
+    p, model = acquire()[0], sparse_model()
+    mixed, alone = (spread.measure_spread(p, model, model, OPTIONS, 1, is_coupled=c) for c in (False, True))
+    assert mixed.share < 0.9
+    assert alone.share == 1.0
+    assert alone.factor > mixed.factor

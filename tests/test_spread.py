@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from model_zoo import uncertainty
 from model_zoo.bundle import Model
 from model_zoo.operators import Fourier, centred_fft
 from pipelines import inversion, spread
+from pipelines.contract import Refused
 from pipelines.encoding import PRESCAN, Problem
 
 torch.set_num_threads(1)  # small arrays: threads that wait for each other cost more than they gain
@@ -73,6 +75,19 @@ def test_nothing_held_out_gives_the_usual_factor_without_an_evaluation() -> None
     assert found == spread.Spread(uncertainty.spread_factor(0.0, 0.0, 0.0), uncertainty.USUAL_SHARE, 0)
 
 
+@pytest.mark.parametrize("changes", [{"solver": "adadiff"}, {"solver": "dps", "held_out": 0.0}])
+def test_the_image_is_the_estimate_where_held_out_samples_cannot_judge_it(changes: dict[str, Any]) -> None:
+    options = inversion.Options(**changes)
+    assert spread.measure_spread(acquire(1.0), white_model(), white_model(), options, 1).share == 1.0
+
+
+def test_an_estimate_that_is_not_finite_is_refused_by_name() -> None:
+    p = acquire(1.0)
+    p.y[0, 0, N // 2, N // 2 - 5 : N // 2 + 5] = float("nan")
+    with pytest.raises(Refused, match="solver dds: the estimate or a sample of slice 1 is not finite"):
+        spread.measure_spread(p, white_model(), white_model(), inversion.Options(), 1)
+
+
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_the_share_of_the_estimate_is_that_which_comes_nearest_to_what_was_held_out(share: float) -> None:
     estimate, mean = randn(N, N, seed=1), randn(N, N, seed=2)
@@ -84,7 +99,9 @@ def test_the_share_of_the_estimate_is_that_which_comes_nearest_to_what_was_held_
     found = halves[0] + halves[1]
     assert found.share == pytest.approx(share, abs=0.01)
     residual = float((y - found.share * estimate - (1 - found.share) * mean).abs().square().sum())
-    assert found.factor == pytest.approx(uncertainty.spread_factor(residual, 0.0, found.variance), rel=1e-3)
+    assert found.factor(found.share) == pytest.approx(
+        uncertainty.spread_factor(residual, 0.0, found.variance), rel=1e-3
+    )
 
 
 def test_a_share_beyond_either_image_is_not_taken() -> None:
