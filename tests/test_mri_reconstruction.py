@@ -133,7 +133,7 @@ def test_the_image_is_the_share_of_the_estimate_and_the_mean_of_the_samples(
     coils: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def reconstruct_with(share: float) -> list[Finding]:
-        monkeypatch.setattr(recon, "measure_spread", lambda *_: Spread(2.0, share, 0))
+        monkeypatch.setattr(recon, "measure_spread", lambda *_, **__: Spread(2.0, share, 0))
         return reconstruct(acquire(coils))
 
     alone, samples, mixed = (reconstruct_with(share) for share in (1.0, 0.0, 0.25))
