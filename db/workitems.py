@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import delete, func, or_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -107,13 +107,14 @@ def list_own(session: Session) -> Sequence[str]:
 
 def list_jobs(session: Session, uid: str) -> Sequence[Job]:
     """Return the jobs of a workitem without shadow jobs, in the order of their creation."""
-    mine = (Job.route == f"{WORKITEM_PREFIX}{uid}", Job.shadow_of_id.is_(None))
-    return session.scalars(select(Job).where(*mine).order_by(Job.id)).all()
+    name = f"{WORKITEM_PREFIX}{uid}"
+    mine = or_(Job.route == name, Job.route.startswith(f"{name}:"))
+    return session.scalars(select(Job).where(mine, Job.shadow_of_id.is_(None)).order_by(Job.id)).all()
 
 
 def uid_of_route(route: str) -> str:
     """Return the UID of the workitem whose jobs have that route's name, or "" for a route of node.toml."""
-    return route.removeprefix(WORKITEM_PREFIX) if route.startswith(WORKITEM_PREFIX) else ""
+    return route.removeprefix(WORKITEM_PREFIX).partition(":")[0] if route.startswith(WORKITEM_PREFIX) else ""
 
 
 def delete_ended(session: Session, *, before: datetime, locked_before: datetime, limit: int, now: datetime) -> int:

@@ -109,7 +109,11 @@ def test_who_is_told_goes_by_the_route(tmp_path: Path) -> None:
     every = [HOOK, HOOK | {"name": "one", "routes": ["flair"], "events": ["delivered"]}]
     config = configuration.load(write_config(tmp_path, notifications={"webhook": every}, routes=[ROUTE, other]))
     usual = ("held", "failed", "refused")
-    assert config.recipients_by_route == {"flair": {"ward": usual, "one": ("delivered",)}, "other": {"ward": usual}}
+    assert config.recipients_by_route == {
+        "flair": {"ward": usual, "one": ("delivered",)},
+        "other": {"ward": usual},
+        "": {"ward": usual},
+    }
 
 
 @pytest.mark.parametrize(

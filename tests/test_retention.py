@@ -189,8 +189,9 @@ def test_studies_that_no_route_took_have_a_time_of_their_own(node: NodeState) ->
     assert node.count_files() == 0
 
 
-def test_a_route_keeps_its_own_longer(node: NodeState) -> None:
-    node.add_job(node.add_study())
+@pytest.mark.parametrize("route", ["flair", "workitem:1.2.9:flair"])
+def test_a_route_keeps_its_own_longer(node: NodeState, route: str) -> None:
+    node.add_job(node.add_study(), route=route)
     node.deliver()
     config = node.make_config(ROUTE | {"keep_sources_days": 0, "keep_results_days": 40}, sources_days=1, results_days=1)
     node.pass_days(30, config)
@@ -199,8 +200,9 @@ def test_a_route_keeps_its_own_longer(node: NodeState) -> None:
     assert (node.count_files(), node.count_found("STUDY")) == (1, 1)
 
 
-def test_results_without_a_destination_go_only_where_their_route_says_when(node: NodeState) -> None:
-    node.add_job(node.add_study(), to=())
+@pytest.mark.parametrize("route", ["flair", "workitem:1.2.9:flair"])
+def test_results_without_a_destination_go_only_where_their_route_says_when(node: NodeState, route: str) -> None:
+    node.add_job(node.add_study(), to=(), route=route)
     config = node.make_config(ROUTE | {"keep_results_days": 40}, sources_days=20, results_days=1)
     node.pass_days(30, node.make_config(sources_days=1, results_days=1))
     assert node.count_files() == 2, "nobody else has them"

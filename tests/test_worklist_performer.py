@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,10 @@ from typing import Any
 import httpx
 import pytest
 from pydicom import dcmread
-from pydicom.dataset import Dataset
 
-from db import audit, jobs, studies
+from db import jobs, studies
 from db.models import Event, Job, Study
-from db.states import JobState, StudyState
+from db.states import JobState
 from dicomnode.config.routes import Route
 from dicomnode.datasets import objects
 from dicomnode.execution import job_run
@@ -33,11 +32,9 @@ from tests.web_studies import (
     make_series,
     receive,
     report_progress,
-    study_uid,
 )
+from tests.work_orders import UID, code, create, make_study, option, order, progress, run_to_canceled, step
 from tests.workitems import make_workitem, read, send, to_json
-
-UID = "1.2.826.0.1.99.1"
 
 
 @pytest.fixture
@@ -50,57 +47,6 @@ def web(tmp_path: Path) -> Iterator[Web]:
 @pytest.fixture
 def performer(web: Web) -> Performer:
     return Performer(web.sessions, web.config)
-
-
-def code(value: str) -> dict[str, str]:
-    name = "CodeValue" if len(value) <= 16 else "LongCodeValue"
-    return {name: value, "CodingSchemeDesignator": "99DICOMNODE", "CodeMeaning": value}
-
-
-def option(name: str, **value: Any) -> dict[str, Any]:
-    return {"ValueType": "TEXT", "ConceptNameCodeSequence": [code(name)]} | value
-
-
-def order(name: str = "ms_lesions", study: str = "a", series: str = "", **changes: Any) -> dict[str, Any]:
-    item = {"TypeOfInstances": "DICOM", "StudyInstanceUID": study_uid(study)}
-    item |= {"SeriesInstanceUID": series} if series else {}
-    values = {"PatientID": f"P-{study}-00471", "ScheduledWorkitemCodeSequence": [code(name)]}
-    return make_workitem(**values | {"InputInformationSequence": [item]} | changes)
-
-
-def create(web: Web, workitem: Mapping[str, Any], uid: str = UID) -> None:
-    assert send(web.client, "POST", f"/workitems?workitem={uid}", workitem).status_code == 201
-
-
-def make_study(web: Web, name: str = "a") -> list[Dataset]:
-    """Receive a study that no route takes."""
-    images = make_series(name)
-    study_id = receive(web, images)
-    with web.sessions.begin() as session:
-        study = session.get_one(Study, study_id)
-        studies.close(session, study, reason="quiet", now=web.now)
-        audit.transition(session, study, StudyState.ROUTED, reason="nothing", now=web.now)
-    return images
-
-
-def step(web: Web, performer: Performer) -> int:
-    return performer.step(now=lambda: web.now)
-
-
-def progress(web: Web) -> Dataset:
-    (item,) = read(web.client, UID).ProcedureStepProgressInformationSequence
-    assert isinstance(item, Dataset)
-    return item
-
-
-def run_to_canceled(web: Web, performer: Performer) -> str:
-    """Let the performer refuse the workitem; return its reason."""
-    step(web, performer)
-    assert read(web.client, UID).ProcedureStepState == "CANCELED"
-    item = progress(web)
-    assert item.ProcedureStepDiscontinuationReasonCodeSequence[0].CodingSchemeDesignator == "DCM"
-    assert item.ProcedureStepCancellationDateTime
-    return str(item.ReasonForCancellation)
 
 
 def test_a_workitem_goes_from_claim_to_results(web: Web, performer: Performer) -> None:

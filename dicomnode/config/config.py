@@ -21,7 +21,7 @@ from dicomnode.config.pipelines import PipelinesConfig
 from dicomnode.config.quality import QualityConfig
 from dicomnode.config.results import ResultsConfig
 from dicomnode.config.retention import RetentionConfig
-from dicomnode.config.routes import Route
+from dicomnode.config.routes import Route, name_with_settings
 from dicomnode.config.section import Section
 from dicomnode.config.senders import SenderConfig
 from dicomnode.config.spool import SpoolConfig
@@ -92,18 +92,25 @@ class Config(Section):
 
     @property
     def recipients_by_route(self) -> Mapping[str, Mapping[str, tuple[str, ...]]]:
-        """The recipients of notifications by route: names, each with the events that it is notified of."""
+        """The recipients of notifications by route, under "" of work without one: names, each with its events."""
         peers = {peer.availability_name: ("delivered",) for peer in self.peers if peer.availability_notification}
-        grouped = self.notifications.group_by_route([route.name for route in self.routes])
+        grouped = self.notifications.group_by_route([*(route.name for route in self.routes), ""])
         return {route: {**recipients, **peers} for route, recipients in grouped.items()}
+
+    def find_route(self, name: str) -> Route | None:
+        """Return the route whose settings hold for jobs of that route's name, also those of a workitem that orders it.
+
+        None where it is no longer in the file.
+        """
+        return next((each for each in self.routes if each.name == name_with_settings(name)), None)
 
     def sends_refusal_notes(self, route: str) -> bool:
         """Return whether the destinations of a route get a note on each refused job.
 
         A route that is no longer in the file follows [quality].
         """
-        own = [each.refusal_note for each in self.routes if each.name == route]
-        return self.quality.refusal_note if own in ([], [None]) else bool(own[0])
+        own = self.find_route(route)
+        return self.quality.refusal_note if own is None or own.refusal_note is None else own.refusal_note
 
     def sends_key_objects(self, destination: str) -> bool:
         """Return whether a destination gets a Key Object note on refused studies; False if it is no peer now."""

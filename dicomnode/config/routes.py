@@ -12,7 +12,7 @@ from dicomnode.config.conditions import Condition
 from dicomnode.config.section import Section
 from dicomnode.config.value_types import Days, Seconds
 
-__all__ = ["TRIAL_PREFIX", "WORKITEM_PREFIX", "Match", "Route"]
+__all__ = ["TRIAL_PREFIX", "WORKITEM_PREFIX", "Match", "Route", "name_of_workitem", "name_with_settings"]
 
 
 def _check_keyword(value: str) -> str:
@@ -47,3 +47,16 @@ class Route(Section):
     keep_sources_days: Days | None = None
     keep_results_days: Days | None = None
     options: dict[str, Any] = Field(default_factory=dict)
+
+
+def name_of_workitem(uid: str, route: str) -> str:
+    """Return the name under which the jobs of a workitem run. ``route``: that of node.toml which it orders, or ""."""
+    return f"{WORKITEM_PREFIX}{uid}{f':{route}' if route else ''}"
+
+
+def name_with_settings(name: str) -> str:
+    """Return the name of the route in node.toml whose settings hold for jobs of a name: of a workitem the ordered one.
+
+    "" where a workitem orders a pipeline, which has no settings of its own.
+    """
+    return name.removeprefix(WORKITEM_PREFIX).partition(":")[2] if name.startswith(WORKITEM_PREFIX) else name

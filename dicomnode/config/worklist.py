@@ -14,7 +14,8 @@ class WorklistConfig(Section):
     """The worklist (UPS-RS): off unless it is enabled.
 
     ``performs``: whether this node performs the workitems that name one of its routes or pipelines. ``wait_h``: how
-    long a workitem waits for its inputs before it is canceled. ``keep_days``: how long an ended workitem stays.
+    long a workitem waits for its inputs from its start or last change before it is canceled. ``keep_days``: how long
+    an ended workitem stays.
     """
 
     enabled: bool = False

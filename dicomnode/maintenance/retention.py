@@ -154,7 +154,8 @@ def is_settled(job: Job, config: Config) -> bool:
 
 def _stays_on_purpose(job: Job, config: Config) -> bool:
     """Return whether the job delivers nothing, and its route states how long the results are kept all the same."""
-    return not job.destinations and any(route.name == job.route and route.keep_results_days for route in config.routes)
+    route = config.find_route(job.route)
+    return not job.destinations and route is not None and bool(route.keep_results_days)
 
 
 def _explain_unproven(job: Job, config: Config) -> str:
@@ -215,8 +216,8 @@ def _source_days(config: Config, jobs: Sequence[Job]) -> float:
 
 def _days(config: Config, route: str, key: str, default: float) -> float:
     """Return the period of the route in days, or the default, also where the route does not exist any more."""
-    periods = [getattr(each, key) for each in config.routes if each.name == route]
-    return default if not periods or periods[0] is None else float(periods[0])
+    period = getattr(config.find_route(route), key, None)
+    return default if period is None else float(period)
 
 
 def _last_activity(study: Study, jobs: Sequence[Job], config: Config) -> datetime:

@@ -23,6 +23,7 @@ from db.states import StudyState
 from db.studies import InstanceFacts
 from dicomnode.config import Config, Route
 from dicomnode.config.conditions import Condition, matches
+from dicomnode.config.routes import name_with_settings
 from dicomnode.deployment import pipeline_names
 from dicomnode.routing import missing_series, priors
 from dicomnode.routing.study_snapshot import SeriesInput, StudySnapshot, select_inputs
@@ -219,7 +220,7 @@ def _enqueue(
     version = chosen.version if chosen else deployments.DEFAULT
     if version == deployments.DEFAULT:
         version = pipeline_names.pin_default(route.pipeline, route.model, config)
-    notify = config.recipients_by_route.get(route.name, {})
+    notify = config.recipients_by_route.get(name_with_settings(route.name), {})
     helpers = deployments.find_current_by_bundle(session)
 
     def enqueue(unit: list[int], model: Version, **how: Any) -> Job | None:

@@ -7,20 +7,22 @@ pipeline, of a processing parameter the name of an option or ``model``.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
+from db.models import Workitem
 from dicomnode.config import Config, Route
-from dicomnode.config.routes import WORKITEM_PREFIX
+from dicomnode.config.routes import name_of_workitem
 from dicomnode.datasets import moments
 from dicomnode.datasets.json_elements import Elements
 from dicomnode.deployment import pipeline_names
 from dicomnode.errors import ConfigError, NotAllowed
 from dicomnode.worklist import elements as dicom
 
-__all__ = ["SCHEME", "Order", "find_own_code", "is_due", "is_for_this_node", "read_order"]
+__all__ = ["SCHEME", "Order", "find_own_code", "is_due", "is_for_this_node", "read_order", "waits_until"]
 
 SCHEME = "99DICOMNODE"
 _PRIORITIES = {"HIGH": 1000, "LOW": -1000}
@@ -56,10 +58,22 @@ def is_due(attributes: Elements, config: Config, now: datetime) -> bool:
         return False
     start = dicom.text(attributes, "ScheduledProcedureStepStartDateTime")
     local = config.node.to_local_time(now)
+    begin = _parse_start(start, local)
+    return start[:8] <= local.strftime("%Y%m%d") if begin is None else begin <= now
+
+
+def waits_until(row: Workitem, config: Config, now: datetime) -> datetime:
+    """Return when a workitem has waited for its inputs as long as it may: since its last change, or its start."""
+    local = config.node.to_local_time(now)
+    start = dicom.text(row.attributes, "ScheduledProcedureStepStartDateTime")
+    begin = _parse_start(start, local) or _parse_start(f"{start[:8]}000000", local)
+    return max(filter(None, (row.updated_at, begin))) + timedelta(hours=config.worklist.wait_h)
+
+
+def _parse_start(start: str, local: datetime) -> datetime | None:
+    """Return the moment of a start, without an offset of its own in the zone of ``local``; None for a date alone."""
     begin = moments.parse_datetime(start, local.utcoffset())
-    if begin is None or begin.offset is None:
-        return start[:8] <= local.strftime("%Y%m%d")
-    return begin.local.replace(tzinfo=timezone(begin.offset)) <= now
+    return None if begin is None or begin.offset is None else begin.local.replace(tzinfo=timezone(begin.offset))
 
 
 def read_order(uid: str, attributes: Elements, config: Config) -> Order:
@@ -75,7 +89,7 @@ def read_order(uid: str, attributes: Elements, config: Config) -> Order:
     route = _find_route(find_own_code(attributes), bool(series_uids), config)
     options = dict(route.options) | _read_options(attributes)
     changes: dict[str, Any] = {
-        "name": f"{WORKITEM_PREFIX}{uid}",
+        "name": name_of_workitem(uid, route.name if route in config.routes else ""),
         "priority": route.priority + _PRIORITIES.get(dicom.text(attributes, "ScheduledProcedureStepPriority"), 0),
         "model": str(options.pop("model", route.model)),
         "options": options,
@@ -117,17 +131,37 @@ def _read_options(attributes: Elements) -> dict[str, Any]:
 
 
 def _read_value(name: str, item: Mapping[str, Any]) -> Any:
-    """Return a number, or a text, which may be JSON: true, 0.5, ["hippocampus"]."""
+    """Return a number, or a text, which may be JSON: true, 0.5, ["hippocampus"]. Raises NotAllowed."""
     if dicom.has_value(item, "NumericValue"):
-        number = float(dicom.first(item, "NumericValue"))
+        number = _read_number(name, dicom.values(item, "NumericValue"))
         return int(number) if number.is_integer() else number
     if not dicom.has_value(item, "TextValue"):
         raise NotAllowed(f"the processing parameter {name!r} has neither a Text Value nor a Numeric Value")
     words = dicom.text(item, "TextValue")
     try:
-        return json.loads(words)
+        value = json.loads(words)
     except (ValueError, RecursionError):
         return words
+    if not _is_finite(value):
+        raise NotAllowed(f"the processing parameter {name!r} is not finite")
+    return value
+
+
+def _read_number(name: str, numbers: list[Any]) -> float:
+    if len(numbers) != 1 or numbers[0] is None:
+        raise NotAllowed(f"the processing parameter {name!r} has to have one Numeric Value")
+    if not math.isfinite(number := float(numbers[0])):
+        raise NotAllowed(f"the processing parameter {name!r} is not finite")
+    return number
+
+
+def _is_finite(value: Any) -> bool:
+    """Return whether all numbers of a value from JSON are finite."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        return False
+    return True
 
 
 def _read_destinations(attributes: Elements, config: Config) -> tuple[str, ...]:

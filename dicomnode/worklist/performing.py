@@ -18,6 +18,7 @@ from db.models import Job, Workitem
 from db.states import JobState, WorkitemState
 from dicomnode import uids
 from dicomnode.config import Config
+from dicomnode.datasets.json_elements import Elements
 from dicomnode.errors import ConfigError, NodeBusy, NotAllowed
 from dicomnode.execution import option_process
 from dicomnode.routing import routing, trials
@@ -46,6 +47,7 @@ class Performer:
         self._readers = engines.readers(sessions.kw["bind"])
         self._after = 0
         self._clean_at: datetime | None = None
+        self._logged: set[str] = set()
 
     def step(self, *, now: Clock) -> int:
         """Begin what is due of the next workitems, follow those that run, and delete old ones; return how many."""
@@ -53,11 +55,21 @@ class Performer:
             return 0
         done = self._delete_old(now())
         if self._config.worklist.performs:
-            done += sum(self._begin(uid, now) for uid in self._list_due(now()))
             with self._readers() as session:
                 own = workitems.list_own(session)
-            done += sum(self._follow(uid, now) for uid in own)
+            done += sum(self._try(self._follow, uid, now) for uid in own)
+            done += sum(self._try(self._begin, uid, now) for uid in self._list_next())
         return done
+
+    def _try(self, work: Callable[[str, Clock], bool], uid: str, now: Clock) -> bool:
+        """Do a part of the work on a workitem; one that makes it fail does not stop the others, and is logged once."""
+        try:
+            return work(uid, now)
+        except Exception as error:  # whatever its values make fail; the message may quote them
+            if uid not in self._logged:
+                self._logged.add(uid)
+                log.error("workitem %s: %s", uid, type(error).__name__)
+            return False
 
     def _delete_old(self, now: datetime) -> int:
         if self._clean_at is not None and now < self._clean_at:
@@ -71,12 +83,12 @@ class Performer:
             self._clean_at = now + _CLEAN_EVERY
         return count
 
-    def _list_due(self, now: datetime) -> list[str]:
-        """Return the UIDs of those of the next workitems that this node is to begin."""
+    def _list_next(self) -> list[str]:
+        """Return the UIDs of those of the next workitems that are work of this node."""
         with self._readers() as session:
             rows = workitems.list_scheduled(session, after=self._after, limit=_AT_ONCE)
             self._after = rows[-1].id if len(rows) == _AT_ONCE else 0
-            return [row.uid for row in rows if self._is_due(row, now)]
+            return [row.uid for row in rows if orders.is_for_this_node(row.attributes, self._config)]
 
     def _is_due(self, row: Workitem, now: datetime) -> bool:
         own = orders.is_for_this_node(row.attributes, self._config)
@@ -86,34 +98,36 @@ class Performer:
         """Claim a workitem and enqueue its jobs, or claim and cancel it; return whether it was claimed."""
         with self._readers() as session:
             row = workitems.find(session, uid)
-            if row is None:
+            if row is None or not self._is_due(row, now()):
                 return False
+            attributes: Elements = row.attributes
             try:
-                order = orders.read_order(uid, row.attributes, self._config)
+                order = orders.read_order(uid, attributes, self._config)
                 if missing := _reason_to_wait(session, order):
-                    ends_at = row.created_at + timedelta(hours=self._config.worklist.wait_h)
-                    if now() < ends_at:
+                    if now() < orders.waits_until(row, self._config, now()):
                         return False
                     raise NotAllowed(f"waited {self._config.worklist.wait_h:g} h: {missing}")
                 _check_patient(session, order)
             except NotAllowed as refusal:
-                return self._claim(uid, str(refusal), now)
-        return self._check_and_claim(order, uid, now)
-
-    def _check_and_claim(self, order: Order, uid: str, now: Clock) -> bool:
+                return self._claim(uid, attributes, str(refusal), now)
         try:
             option_process.check_route(order.route, self._config)  # outside of a transaction: it may take a minute
         except NodeBusy:
             return False
         except ConfigError as error:
-            return self._claim(uid, str(error), now)
-        return self._claim(uid, order, now)
+            return self._claim(uid, attributes, str(error), now)
+        return self._claim(uid, attributes, order, now)
 
-    def _claim(self, uid: str, work: Order | str, now: Clock) -> bool:
-        """Claim a workitem, and enqueue its jobs, or cancel it for a reason."""
+    def _claim(self, uid: str, attributes: Elements, work: Order | str, now: Clock) -> bool:
+        """Claim a workitem, and enqueue its jobs, or cancel it for a reason.
+
+        ``attributes``: those from which ``work`` was read: one that was updated meanwhile is read again.
+        """
         with self._sessions.begin() as session:
             row, moment = workitems.lock(session, uid), now()
-            if row is None or row.state is not WorkitemState.SCHEDULED:
+            if row is None or row.state is not WorkitemState.SCHEDULED or row.attributes != attributes:
+                return False
+            if isinstance(work, Order) and _reason_to_wait(session, work):
                 return False
             own_title = self._config.node.ae_title
             row.is_own = True
@@ -130,6 +144,10 @@ class Performer:
         study = studies.find_by_uid(session, order.study_uid)
         if study is None:
             return "the study is not here any more"
+        try:
+            _check_patient(session, order)
+        except NotAllowed as refusal:
+            return str(refusal)
         snapshot = StudySnapshot(session, study)
         made = routing.enqueue_now(snapshot, order.route, self._config, now, series_uids=order.series_uids)
         for job in made:
