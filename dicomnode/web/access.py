@@ -22,11 +22,16 @@ from dicomnode.web.cookies import delete_cookie, local_path, read_cookie, set_co
 from dicomnode.web.forms import Form
 from dicomnode.web.node_token import SESSION_LENGTH, Token
 
-__all__ = ["OPEN_PATHS", "PROVIDER_PATHS", "AccessMiddleware", "create_router"]
+__all__ = ["IN_BACKGROUND", "OPEN_PATHS", "PROVIDER_PATHS", "AccessMiddleware", "create_router"]
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/metrics", "/login", "/static/node.css"})
-PROVIDER_PATHS = frozenset({"/login/provider", "/login/return"})
+_PROVIDER_PATH = "/login/provider"
+PROVIDER_PATHS = frozenset({_PROVIDER_PATH, "/login/return"})
 """Open as well on a node with accounts."""
+IN_BACKGROUND = "dicomnode.in_background"
+"""Key of a scope whose request is nobody's work, so that it keeps no session from ending without use."""
+_BACKGROUND_HEADER = "dicomnode-background"
+"""Header of requests that a page sends by itself, to show its newest state."""
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _STREAM_PATH = "/events"
 
@@ -59,7 +64,8 @@ class AccessMiddleware:
             return PlainTextResponse("the Host header names no host\n", 400)
         if not is_guarded and not _is_loopback(headers.get("host", ""), self._host):
             return PlainTextResponse("this node answers on its own machine only, under its own name\n", 403)
-        if scope["method"] not in _SAFE_METHODS and not _is_same_site(headers):
+        is_change = scope["method"] not in _SAFE_METHODS or scope["path"] == _PROVIDER_PATH
+        if is_change and not _is_same_site(headers):
             return PlainTextResponse("a page of another site cannot change anything here\n", 403)
         if self._token is None or self._accounts is not None or scope["path"] in OPEN_PATHS:
             return None
@@ -67,7 +73,7 @@ class AccessMiddleware:
 
     async def _answer_person(self, accounts: AccountAccess, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
-        found = await accounts.identify(headers)
+        found = await accounts.identify(headers, marks=not _is_in_background(scope, headers))
         if found is None:
             await _demand_access(scope, headers)(scope, receive, send)
             return
@@ -86,7 +92,7 @@ async def _stream_while_logged_in(
 
     async def send_if_logged_in(message: Message) -> None:
         nonlocal is_over
-        if message["type"] == "http.response.body" and await accounts.identify(headers) is None:
+        if message["type"] == "http.response.body" and await accounts.identify(headers, marks=False) is None:
             is_over = True
             await send({"type": "http.response.body", "body": b"", "more_body": False})
             raise OSError("the session is over")
@@ -97,6 +103,12 @@ async def _stream_while_logged_in(
     except Exception:
         if not is_over:
             raise
+
+
+def _is_in_background(scope: Scope, headers: Headers) -> bool:
+    """Return whether a page sends a request by itself; the pictures of rows that it renews are such, too."""
+    is_picture = headers.get("sec-fetch-dest") == "image"
+    return scope["path"] == _STREAM_PATH or IN_BACKGROUND in scope or _BACKGROUND_HEADER in headers or is_picture
 
 
 def _is_authorized(headers: Headers, token: Token) -> bool:

@@ -45,13 +45,13 @@ class AccountAccess:
         self._limiter: CapacityLimiter | None = None
         self.throttle = LoginThrottle(now)
 
-    async def identify(self, headers: Headers) -> Person | None:
-        """Return who sends a request with these headers, or None."""
+    async def identify(self, headers: Headers, *, marks: bool = True) -> Person | None:
+        """Return who sends a request with these headers, or None; ``marks``: it counts as use of the session."""
         kind, _, credential = headers.get("authorization", "").partition(" ")
         if kind.lower() == "bearer":
             return await run_in_threadpool(self._find_by_token, credential.strip())
         cookie = read_cookie(headers)
-        return await run_in_threadpool(self._find_by_cookie, cookie) if cookie else None
+        return await run_in_threadpool(self._find_by_cookie, cookie, marks) if cookie else None
 
     async def check_password(self, name: str, password: str) -> bool:
         """Return whether an enabled account has that password; takes as long for a name that is unknown."""
@@ -90,13 +90,13 @@ class AccountAccess:
             account = accounts.find_by_token(session, passwords.digest(credential))
             return _to_person(account) if account is not None else None
 
-    def _find_by_cookie(self, cookie: str) -> Person | None:
+    def _find_by_cookie(self, cookie: str, marks: bool) -> Person | None:
         digest, now = passwords.digest(cookie), self._now()
         with self._readers() as session:
             row = accounts.find_session(session, digest, idle=self._idle, now=now)
             if row is None:
                 return None
-            found, is_due = _to_person(row.account), accounts.needs_mark(row, now)
+            found, is_due = _to_person(row.account), marks and accounts.needs_mark(row, now)
         if is_due:
             with self._sessions.begin() as session:
                 accounts.mark_seen(session, digest, now)

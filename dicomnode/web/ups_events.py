@@ -8,7 +8,9 @@ same headers, which the other middleware judges: ``ChannelAccessMiddleware`` sen
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fastapi import APIRouter
@@ -17,10 +19,11 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from starlette.websockets import WebSocket, WebSocketDisconnect
+from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from db import workitems
 from dicomnode.web import methods
+from dicomnode.web.access import IN_BACKGROUND
 from dicomnode.web.ups import Worklist, parse_ae_title
 
 __all__ = ["MOST_CHANNELS", "ChannelAccessMiddleware", "add_routes"]
@@ -30,8 +33,9 @@ _POLL_S = 1.0
 _AT_ONCE = 50
 _SEND_S = 60.0
 """Time within which a client has to take a report."""
+_JUDGED_EVERY_S = 15.0
 _UPGRADE_REQUIRED = 426
-_TRY_LATER = 1013
+_REFUSED, _TRY_LATER = 1008, 1013
 
 
 def add_routes(routes: APIRouter, worklist: Worklist) -> None:
@@ -70,7 +74,8 @@ class _Channels:
                 del self._open[ae_title]
             if not ended.done():
                 ended.cancel()
-                await websocket.close()
+                if websocket.application_state is WebSocketState.CONNECTED:
+                    await websocket.close()
 
     async def _send_waiting(self, websocket: WebSocket, ae_title: str) -> None:
         try:
@@ -97,7 +102,7 @@ async def _read_to_end(websocket: WebSocket) -> None:
 
 
 class ChannelAccessMiddleware:
-    """Middleware that lets a WebSocket through only where a GET of the same address and headers would be let through.
+    """Middleware that lets a WebSocket through only where, and as long as, a GET of its address and headers would be.
 
     A page of another site is refused by its Origin, which browsers always send.
     """
@@ -106,11 +111,22 @@ class ChannelAccessMiddleware:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "websocket" or (_is_same_site(scope) and await self._allows(scope)):
+        if scope["type"] != "websocket":
             await self._app(scope, receive, send)
-            return
-        await receive()  # websocket.connect
-        await send({"type": "websocket.close", "code": 1008})  # before the handshake: the client gets 403
+        elif _is_same_site(scope) and await self._allows(scope):
+            await self._serve_while_allowed(scope, receive, send)
+        else:
+            await receive()  # websocket.connect
+            await send({"type": "websocket.close", "code": _REFUSED})  # before the handshake: the client gets 403
+
+    async def _serve_while_allowed(self, scope: Scope, receive: Receive, send: Send) -> None:
+        judged = dict(scope) | {IN_BACKGROUND: True}
+        channel = _JudgedChannel(lambda: self._allows(judged), receive, send)
+        watch = asyncio.create_task(channel.watch())
+        try:
+            await self._app(scope, channel.receive, channel.send)
+        finally:
+            watch.cancel()
 
     async def _allows(self, scope: Scope) -> bool:
         found: list[int] = []
@@ -126,6 +142,49 @@ class ChannelAccessMiddleware:
 
         await self._app(request, receive, send)
         return found == [_UPGRADE_REQUIRED]
+
+
+class _JudgedChannel:
+    """A WebSocket that ends when ``allows`` says so: nothing goes out afterwards, and it reads as left."""
+
+    def __init__(self, allows: Callable[[], Awaitable[bool]], receive: Receive, send: Send) -> None:
+        self._allows, self._receive, self._send = allows, receive, send
+        self._over = asyncio.Event()
+
+    async def watch(self) -> None:
+        """Judge now and then, until the channel ends."""
+        while not self._over.is_set():
+            await asyncio.sleep(_JUDGED_EVERY_S)
+            await self._judge()
+
+    async def receive(self) -> Message:
+        """Return the next message of the client, or that the channel is over."""
+        waits: list[asyncio.Future[Any]] = [
+            asyncio.ensure_future(self._receive()), asyncio.ensure_future(self._over.wait()),
+        ]  # fmt: skip
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            if self._over.is_set():
+                return {"type": "websocket.disconnect", "code": _REFUSED}
+            message: Message = waits[0].result()
+            return message
+        finally:
+            for each in waits:
+                each.cancel()
+
+    async def send(self, message: Message) -> None:
+        """Send a message. Raises OSError where the channel is over, as for a client that left."""
+        if message["type"] == "websocket.send":
+            await self._judge()
+        if self._over.is_set():
+            raise OSError("the access is over")
+        await self._send(message)
+
+    async def _judge(self) -> None:
+        if not await self._allows() and not self._over.is_set():
+            self._over.set()
+            with contextlib.suppress(OSError):  # the client left
+                await self._send({"type": "websocket.close", "code": _REFUSED})
 
 
 def _is_same_site(scope: Scope) -> bool:

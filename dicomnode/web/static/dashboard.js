@@ -1,5 +1,6 @@
 // Live updates of the pages. Pages work without this script, too: they then show the state at their last load.
 // Written by hand rather than with htmx and its SSE extension: rows are exchanged by key, and fields in use stay.
+const BACKGROUND = { "Dicomnode-Background": "1" }; // of requests that are nobody's work: a session without use ends
 const LEAST_INTERVAL_MS = 3000;
 const POLL_MS = 20000;
 const refreshMs = 1000 * Number(document.body.dataset.refreshS); // of pages whose content is no row of the database
@@ -17,7 +18,7 @@ async function loadPage() {
   const page = new URLSearchParams(location.search);
   page.delete("done");
   const query = page.size ? `?${page}` : "";
-  const options = { headers: { Accept: "text/html" }, cache: "no-store" };
+  const options = { headers: { Accept: "text/html", ...BACKGROUND }, cache: "no-store" };
   if (patient) {
     const fields = new URLSearchParams({ patient, state });
     for (const name of ["description", "first", "last"]) fields.set(name, form.elements[name].defaultValue);
@@ -162,7 +163,7 @@ async function setUpSlider(figures) {
   const job = figures.dataset.slices;
   const line = figures.nextElementSibling;
   if (!job || !line?.classList.contains("slices")) return;
-  const answer = await fetch(`/jobs/${job}/depth`);
+  const answer = await fetch(`/jobs/${job}/depth`, { headers: BACKGROUND });
   const { slices: count, first } = answer.ok ? await answer.json() : { slices: 0 };
   if (count < 2) return;
   const input = line.querySelector("input");
