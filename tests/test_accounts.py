@@ -186,14 +186,28 @@ def test_what_makes_no_sense_is_refused(sessions: sessionmaker[Session], now: da
 def test_attempts_are_limited_by_account_and_by_address(now: datetime) -> None:
     at = [now]
     throttle = LoginThrottle(lambda: at[0])
-    assert [throttle.admit("otto", f"10.0.0.{number}") for number in range(10)] == [0] * 10
+    assert [throttle.admit("otto", "10.0.1.1") for _ in range(10)] == [0] * 10
     assert throttle.admit("otto", "10.0.1.1") == 901
-    assert throttle.admit("vera", "10.0.1.1") == 0
-    assert [throttle.admit(f"name{number}", "10.0.1.1") for number in range(39)] == [0] * 39
+    assert throttle.admit("otto", "10.0.1.2") == 0  # nobody is locked out from elsewhere
+    assert [throttle.admit(f"name{number}", "10.0.1.1") for number in range(30)] == [0] * 30
     assert throttle.admit("anna", "10.0.1.1") == 901
     assert throttle.admit("anna", "10.0.1.2") == 0
     at[0] += timedelta(minutes=15)
     assert throttle.admit("otto", "10.0.1.1") == 0
+
+
+def test_attempts_at_one_account_from_many_addresses_are_limited(now: datetime) -> None:
+    throttle = LoginThrottle(lambda: now)
+    assert [throttle.admit("otto", f"10.0.0.{number}") for number in range(100)] == [0] * 100
+    assert throttle.admit("otto", "10.0.1.1") == 901
+
+
+def test_log_ins_at_the_provider_count_by_themselves(now: datetime) -> None:
+    throttle = LoginThrottle(lambda: now)
+    assert [throttle.admit(None, "10.0.0.1") for _ in range(41)] == [0] * 40 + [901]
+    assert throttle.admit("otto", "10.0.0.1") == 0
+    throttle.forgive(None, "10.0.0.1")
+    assert [throttle.admit(None, "10.0.0.1") for _ in range(2)] == [0, 901]
 
 
 def test_a_right_password_forgives_the_wrong_ones_of_its_account(now: datetime) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ import pytest
 from db import accounts
 from db.models import Account
 from db.states import Role
+from dicomnode.accounts.oidc import Provider
 from dicomnode.config.oidc import OidcConfig
 from dicomnode.config.web import WebConfig
 from tests.account_node import cookie_of, find_events, log_in, run_node
@@ -92,6 +96,7 @@ def test_the_request_to_the_provider_has_pkce_state_and_nonce_of_its_own(site: W
         assert len(first[name][0]) == 43
         assert first[name] != second[name]
     assert first["scope"] == ["openid profile"]
+    assert first["prompt"] == ["select_account"]
 
 
 def test_the_cookie_on_the_way_is_for_the_return_only(site: Web) -> None:
@@ -202,6 +207,7 @@ def test_a_provider_that_is_down_refuses_log_ins_and_ends_no_session(
     cookie = session_of(enter(site))
     address, pending = begin(site)
     provider.fails_with = status
+    site.now += timedelta(minutes=6)  # metadata count no longer
     if status == 0:
         provider.stop()
     answer = site.client.get("/login/provider")
@@ -243,6 +249,53 @@ def test_local_accounts_log_in_beside_the_provider(site: Web) -> None:
 def test_many_log_ins_from_one_address_wait(site: Web) -> None:
     statuses = {site.client.get("/login/provider").status_code for _ in range(41)}
     assert statuses == {303, 429}
+
+
+def test_log_ins_that_succeed_do_not_count(site: Web) -> None:
+    for _ in range(41):
+        address, cookie = begin(site)
+        query = parse_qs(urlsplit(httpx.get(address).headers["location"]).query)
+        assert site.client.get("/login/return", params=query, headers=cookie).status_code == 200
+    site.client.cookies.clear()
+
+
+@pytest.mark.parametrize("from_where", ["cross-site", "same-site"])
+def test_a_page_of_another_site_begins_no_log_in(site: Web, from_where: str) -> None:
+    for _ in range(41):
+        assert site.client.get("/login/provider", headers={"Sec-Fetch-Site": from_where}).status_code == 403
+    for own in ("none", "same-origin"):
+        assert site.client.get("/login/provider", headers={"Sec-Fetch-Site": own}).status_code == 303
+
+
+def test_a_provider_that_never_answers_takes_no_thread_of_the_node(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent, ExitStack() as stack:
+        oidc = {"issuer": f"http://127.0.0.1:{silent.getsockname()[1]}", "client_id": CLIENT_ID, "roles": ROLES}
+        web = stack.enter_context(run_node(tmp_path, {"oidc": oidc, "public_url": PUBLIC}))
+        pool = stack.enter_context(ThreadPoolExecutor(4))
+        with ExitStack() as connections:
+            waiting = [pool.submit(httpx.get, f"{web.address}/login/provider", timeout=120) for _ in range(4)]
+            for _ in range(4):
+                connections.enter_context(silent.accept()[0])
+            answer = web.client.get("/login/provider")
+            assert (answer.status_code, "others wait for it" in answer.text) == (503, True)
+            assert not any(each.done() for each in waiting)
+            assert log_in(web, "otto").status_code == 303
+        assert {each.result().status_code for each in waiting} == {503}
+
+
+def test_metadata_count_for_some_minutes(site: Web, provider: IdentityProvider) -> None:
+    begin(site)
+    provider.metadata = {"issuer": "https://evil.example"}
+    begin(site)
+    site.now += timedelta(minutes=5)
+    assert site.client.get("/login/provider").status_code == 503
+
+
+def test_a_provider_may_be_asked_without_a_prompt(provider: IdentityProvider) -> None:
+    config = OidcConfig.model_validate({
+        "issuer": provider.issuer, "client_id": CLIENT_ID, "roles": ROLES, "prompt": "",
+    })  # fmt: skip
+    assert "prompt" not in Provider(config, f"{PUBLIC}/login/return", lambda: NOW).begin().address
 
 
 def test_a_role_inside_another_claim_is_found(tmp_path: Path, provider: IdentityProvider) -> None:

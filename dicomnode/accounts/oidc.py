@@ -1,7 +1,7 @@
 """Log-in through a provider: OpenID Connect Core 1.0, authorization code with PKCE (RFC 7636), by authlib.
 
-Metadata and keys are read at each log-in, so that a provider may change its keys at any time. Nothing here is asked
-while a person works: a provider that is down ends no session.
+Keys are read at each log-in, so that a provider may change them at any time; metadata count for five minutes. Nothing
+here is asked while a person works: a provider that is down ends no session.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import hmac
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import requests
@@ -32,6 +32,7 @@ __all__ = ["Identity", "PendingLogin", "Provider"]
 
 _TIMEOUT_S = 10.0
 _LEEWAY_S = 60
+_METADATA_COUNT = timedelta(minutes=5)
 _ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
 """Signatures by a key that the provider alone has: neither none nor shared secrets."""
 _ENDPOINTS = ("authorization_endpoint", "token_endpoint", "jwks_uri")
@@ -66,14 +67,16 @@ class Provider:
         self._secret = read_secret(config.client_secret_file, "web.oidc.client_secret_file") if (
             config.client_secret_file
         ) else None  # fmt: skip
+        self._known: tuple[Mapping[str, Any], datetime] | None = None
 
     def begin(self) -> PendingLogin:
         """Begin a log-in. Raises ProviderUnreachable."""
         state, nonce, verifier = (passwords.make_credential() for _ in range(3))
         with self._open_client({}) as client:
             metadata = self._read_metadata(client)
+            prompt = {"prompt": self._config.prompt} if self._config.prompt else {}
             address, _ = client.create_authorization_url(
-                metadata["authorization_endpoint"], state=state, code_verifier=verifier, nonce=nonce
+                metadata["authorization_endpoint"], state=state, code_verifier=verifier, nonce=nonce, **prompt
             )
         return PendingLogin(address, state, nonce, verifier)
 
@@ -149,11 +152,14 @@ class Provider:
 
     def _read_metadata(self, client: Any) -> Mapping[str, Any]:
         """Return the provider's metadata (OpenID Connect Discovery 1.0)."""
+        if self._known is not None and self._now() < self._known[1]:
+            return self._known[0]
         metadata = self._get_json(client, f"{self.issuer.rstrip('/')}/.well-known/openid-configuration")
         if metadata.get("issuer") != self.issuer:
             raise ProviderUnreachable(f"the provider says that it is another issuer than {self.issuer}")
         if not all(is_encrypted(str(metadata.get(name, ""))) for name in _ENDPOINTS):
             raise ProviderUnreachable("the provider names no addresses with https:// for logging in")
+        self._known = metadata, self._now() + _METADATA_COUNT
         return metadata
 
     def _get_json(self, client: Any, address: str) -> Mapping[str, Any]:

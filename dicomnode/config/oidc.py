@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -30,13 +30,16 @@ class OidcRolesConfig(Section):
 class OidcConfig(Section):
     """The provider, as which client this node is known there, and the claims of the id token that it reads.
 
-    ``role_claim``: with points for claims inside others, such as ``realm_access.roles``.
+    ``prompt``: what the provider asks at each log-in, so that nobody enters as the person before them, "" for nothing
+    (OpenID Connect Core 1.0, section 3.1.2.1); ``role_claim``: with points for claims inside others, such as
+    ``realm_access.roles``.
     """
 
     issuer: Annotated[WebAddress, AfterValidator(_check_issuer)]
     client_id: str = Field(min_length=1)
     client_secret_file: Path | None = None
     scope: str = "openid profile"
+    prompt: Literal["select_account", "login", ""] = "select_account"
     role_claim: str = Field(default="roles", min_length=1)
     name_claim: str = Field(default="name", min_length=1)
     ca_file: Path | None = None

@@ -1,6 +1,7 @@
 """Limits of failed log-ins by account and by address, so that nobody tries many passwords.
 
-Attempts count before the password is checked, so that parallel ones count, too. The counts are of this process.
+Attempts count before the password is checked, so that parallel ones count, too. The counts are of this process. An
+account has a low limit at one address and a high one at all: nobody locks another out from elsewhere with few attempts.
 """
 
 from __future__ import annotations
@@ -11,14 +12,17 @@ from datetime import datetime, timedelta
 __all__ = ["LoginThrottle"]
 
 _WINDOW = timedelta(minutes=15)
-_MOST_BY_ACCOUNT, _MOST_BY_ADDRESS = 10, 40
+_MOST_AT_ONE_ADDRESS, _MOST_BY_ACCOUNT, _MOST_BY_ADDRESS = 10, 100, 40
 _MOST_KEYS = 20_000
 
-Key = tuple[str, str]
+Key = tuple[str, ...]
 
 
 class LoginThrottle:
-    """Attempts of the last 15 minutes: at most 10 for one name and 40 from one address."""
+    """Attempts of the last 15 minutes: at most 10 for one name from one address, 100 for one name, 40 from one address.
+
+    Log-ins through the provider, whose name is not known yet, count by themselves: 40 from one address.
+    """
 
     def __init__(self, now: Callable[[], datetime]) -> None:
         self._now = now
@@ -27,7 +31,7 @@ class LoginThrottle:
     def admit(self, account: str | None, address: str) -> int:
         """Count an attempt and return 0, or return the seconds after which one is admitted.
 
-        ``account`` None: one whose name is not known yet.
+        ``account`` None: one at the provider.
         """
         now, keys = self._now(), _make_keys(account, address)
         wait_s = max(self._find_wait_s(key, most, now) for key, most in keys.items())
@@ -38,11 +42,13 @@ class LoginThrottle:
                 del self._attempts[next(iter(self._attempts))]
         return wait_s
 
-    def forgive(self, account: str, address: str) -> None:
-        """Forget the attempts for an account whose password was right, and this one of the address."""
-        self._attempts.pop(("account", account), None)
-        if attempts := self._attempts.get(("address", address)):
-            attempts.pop()
+    def forgive(self, account: str | None, address: str) -> None:
+        """Forget an attempt that was right, and the wrong ones for its account at this address."""
+        if account is not None:
+            self._attempts.pop(("account at", account, address), None)
+        for key in _make_keys(account, address):
+            if attempts := self._attempts.get(key):
+                attempts.pop()
 
     def _find_wait_s(self, key: Key, most: int, now: datetime) -> int:
         attempts = [at for at in self._attempts.get(key, []) if at > now - _WINDOW]
@@ -52,5 +58,10 @@ class LoginThrottle:
 
 
 def _make_keys(account: str | None, address: str) -> dict[Key, int]:
-    keys = {("address", address): _MOST_BY_ADDRESS}
-    return keys if account is None else keys | {("account", account): _MOST_BY_ACCOUNT}
+    if account is None:
+        return {("provider", address): _MOST_BY_ADDRESS}
+    return {
+        ("account at", account, address): _MOST_AT_ONE_ADDRESS,
+        ("account", account): _MOST_BY_ACCOUNT,
+        ("address", address): _MOST_BY_ADDRESS,
+    }

@@ -11,7 +11,10 @@ import hmac
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
+from typing import ParamSpec, TypeVar
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter
 from sqlalchemy.orm import Session, sessionmaker
 from starlette.concurrency import run_in_threadpool
@@ -34,12 +37,17 @@ _COOKIE_NAME = "dicomnode-login"
 _OVER = "This log-in is over, or began in another browser. Begin again."
 _LENGTH = timedelta(minutes=10)
 _MOST_PENDING = 1000
+_ASKED_AT_ONCE = 4
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class _Started:
     login: PendingLogin
     target: str
+    address: str
     until: datetime
 
 
@@ -50,18 +58,38 @@ class _PendingLogins:
         self._now = now
         self._started: dict[str, _Started] = {}
 
-    def add(self, login: PendingLogin, target: str) -> str:
-        """Keep a log-in; return its cookie."""
+    def add(self, login: PendingLogin, target: str, address: str) -> str:
+        """Keep a log-in from a machine; return its cookie."""
         while len(self._started) >= _MOST_PENDING:
             del self._started[next(iter(self._started))]
         cookie = passwords.make_credential()
-        self._started[passwords.digest(cookie)] = _Started(login, target, self._now() + _LENGTH)
+        self._started[passwords.digest(cookie)] = _Started(login, target, address, self._now() + _LENGTH)
         return cookie
 
     def take(self, cookie: str) -> _Started | None:
         """Return the log-in of a cookie, once."""
         started = self._started.pop(passwords.digest(cookie), None)
         return started if started is not None and self._now() < started.until else None
+
+
+class _Questions:
+    """Questions to the provider in threads of their own: one that does not answer takes none of the node's."""
+
+    def __init__(self) -> None:
+        self._limiter: CapacityLimiter | None = None
+        self._count = 0
+
+    async def run(self, ask: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
+        """Return the answer. Raises what ``ask`` does, and ProviderUnreachable where too many others wait."""
+        if self._count >= _ASKED_AT_ONCE:
+            raise ProviderUnreachable("the provider is slow, and others wait for it: try again in a minute")
+        if self._limiter is None:
+            self._limiter = CapacityLimiter(_ASKED_AT_ONCE)
+        self._count += 1
+        try:
+            return await to_thread.run_sync(partial(ask, *args, **options), limiter=self._limiter)
+        finally:
+            self._count -= 1
 
 
 def make_provider(config: WebConfig, now: Callable[[], datetime]) -> Provider | None:
@@ -79,19 +107,20 @@ def add_routes(
     now: Callable[[], datetime],
 ) -> None:
     """Add the routes."""
-    pending = _PendingLogins(now)
+    pending, questions = _PendingLogins(now), _Questions()
 
     @routes.get("/login/provider")
     async def begin(request: Request, next: str = "/") -> Response:
-        if wait_s := access.throttle.admit(None, find_address(request)):
+        address = find_address(request)
+        if wait_s := access.throttle.admit(None, address):
             return render_form(next, wait_s=wait_s, provider=provider)
         try:
-            login = await run_in_threadpool(provider.begin)
+            login = await questions.run(provider.begin)
         except ProviderUnreachable as error:
             return render_form(next, f"{error}.", 503, provider=provider)
         answer = RedirectResponse(login.address, 303)
         secure, age_s = request.url.scheme == "https", int(_LENGTH.total_seconds())
-        cookie = pending.add(login, local_path(next))
+        cookie = pending.add(login, local_path(next), address)
         answer.set_cookie(
             _COOKIE_NAME, cookie, age_s, path="/login", httponly=True, samesite="lax", secure=secure
         )  # fmt: skip
@@ -103,7 +132,7 @@ def add_routes(
         if started is None:
             return render_form("/", _OVER, 400, provider=provider)
         try:
-            identity = await run_in_threadpool(provider.finish, started.login, dict(request.query_params))
+            identity = await questions.run(provider.finish, started.login, dict(request.query_params))
             name = await run_in_threadpool(_enter, sessions, provider.issuer, identity, now())
             cookie = await run_in_threadpool(access.open_session, name)
             if cookie is None:
@@ -112,6 +141,7 @@ def add_routes(
             return render_form(started.target, f"{error}.", 403, provider=provider)
         except ProviderUnreachable as error:
             return render_form(started.target, f"{error}.", 503, provider=provider)
+        access.throttle.forgive(None, started.address)
         answer = pages.render("login_done.html", target=started.target, display_name=identity.display_name)
         set_cookie(answer, request, cookie, access.length)
         answer.delete_cookie(_COOKIE_NAME, path="/login")
