@@ -128,6 +128,13 @@ def test_a_study_with_a_job_is_not_offered_again(sessions: sessionmaker[Session]
     assert rerouting.offer_unrouted(sessions, make_config("CT", "MR"), now=lambda: now) == 0
 
 
+def test_a_study_whose_job_a_workitem_ordered_is_offered(sessions: sessionmaker[Session], now: datetime) -> None:
+    arrive(sessions, make_config("MR"), now)
+    with sessions.begin() as session:
+        session.query(Job).one().route = "workitem:1.2.9:rMR"
+    assert rerouting.offer_unrouted(sessions, make_config("CT", "MR"), now=lambda: now) == 1
+
+
 def test_the_page_offers_a_study_whose_routes_have_changed(tmp_path: Path) -> None:
     with Web(tmp_path, sections={"routes": ()}) as web:
         arrive(web.sessions, web.config, web.now)

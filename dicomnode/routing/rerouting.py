@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from db import audit, studies
 from db.models import Event, Job, Study
-from db.states import StudyState
+from db.states import WORKITEM_PREFIX, StudyState
 from dicomnode.config import Config, Route
 from dicomnode.errors import NotAllowed, NotFound
 from dicomnode.routing import routing
@@ -79,7 +79,8 @@ def _make_complete(session: Session, study: Study, reason: str, now: datetime) -
 
 
 def _list_unrouted(session: Session, since: datetime) -> Sequence[Study]:
-    has_job = select(Job.id).where(Job.study_id == Study.id, ~Job.is_trial).exists()
+    is_routed = ~Job.is_trial & ~Job.route.startswith(WORKITEM_PREFIX)
+    has_job = select(Job.id).where(Job.study_id == Study.id, is_routed).exists()
     unrouted = (Study.state == StudyState.ROUTED, Study.last_received_at >= since, Study.expired_at.is_(None), ~has_job)
     return session.scalars(select(Study).where(*unrouted).order_by(Study.id).with_for_update()).all()
 
