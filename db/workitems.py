@@ -23,6 +23,7 @@ __all__ = [
     "count",
     "count_subscribers",
     "delete_ended",
+    "delete_events",
     "find",
     "list_jobs",
     "list_own",
@@ -173,6 +174,12 @@ def add_event(session: Session, ae_title: str, content: Mapping[str, Any], *, mo
     query = select(WorkitemEvent.id).where(WorkitemEvent.ae_title == ae_title)
     dropped = session.scalars(query.order_by(WorkitemEvent.id.desc()).offset(most)).all()
     remove_events(session, dropped)
+
+
+def delete_events(session: Session, *, before: datetime) -> None:
+    """Delete the event reports from before a moment, and those of AE titles without a subscription."""
+    has_subscription = WorkitemEvent.ae_title.in_(select(WorkitemSubscription.ae_title))
+    session.execute(delete(WorkitemEvent).where((WorkitemEvent.created_at < before) | ~has_subscription))
 
 
 def waiting_events(session: Session, ae_title: str, *, limit: int) -> Sequence[WorkitemEvent]:

@@ -144,3 +144,20 @@ def test_the_settings_of_the_route_hold_for_its_workitems(tmp_path: Path) -> Non
         step(web, performer)
         found = {job.route: (sorted(job.notify), web.config.sends_refusal_notes(job.route)) for job in web.rows(Job)}
         assert found == {f"workitem:{UID}:flair-to-dir": (["all", "ward"], True), "workitem:1.2.9": (["all"], False)}
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_a_part_of_a_series_is_refused(web: Web, performer: Performer, is_whole: bool) -> None:
+    images = make_study(web)
+    references = [
+        {"ReferencedSOPClassUID": ds.SOPClassUID, "ReferencedSOPInstanceUID": ds.SOPInstanceUID}
+        for ds in (images if is_whole else images[1:])
+    ]
+    item = {"StudyInstanceUID": study_uid("a"), "SeriesInstanceUID": images[0].SeriesInstanceUID}
+    create(web, order("flair-to-dir", InputInformationSequence=[item | {"ReferencedSOPSequence": references}]))
+    if is_whole:
+        assert step(web, performer) == 1
+        assert len(web.rows(Job)) == 1
+    else:
+        assert "names a part of series" in run_to_canceled(web, performer)
+        assert web.rows(Job) == []

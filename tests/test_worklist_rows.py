@@ -127,6 +127,17 @@ def test_waiting_events_are_bounded(sessions: Sessions, now: datetime) -> None:
         assert [each.content["at"] for each in workitems.waiting_events(session, "ME", limit=10)] == [2, 3, 4]
 
 
+def test_events_go_when_they_are_old_or_nobody_is_subscribed(sessions: Sessions, now: datetime) -> None:
+    with sessions.begin() as session:
+        workitems.subscribe(session, "ME", events.ALL, deletion_lock=False, matching={}, now=now)
+        for ae_title, moment in (("ME", now - timedelta(days=2)), ("ME", now), ("NOBODY", now)):
+            workitems.add_event(session, ae_title, {"at": str(moment)}, most=3, now=moment)
+        workitems.delete_events(session, before=now - timedelta(days=1))
+    with sessions() as session:
+        found = [workitems.waiting_events(session, ae_title, limit=10) for ae_title in ("ME", "NOBODY")]
+        assert [[each.content["at"] for each in rows] for rows in found] == [[str(now)], []]
+
+
 def test_who_follows_the_worklist_follows_its_workitems(sessions: Sessions, now: datetime) -> None:
     with sessions.begin() as session:
         workitems.subscribe(session, "EVERY", events.ALL, deletion_lock=False, matching={}, now=now)

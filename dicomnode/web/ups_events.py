@@ -1,8 +1,9 @@
 """The event channel of UPS-RS (PS3.18 8.10.4 and 11.14): event reports to one subscriber over a WebSocket.
 
-Reports wait in the database, and are removed when they are sent: each is sent once, or again after a lost connection.
-The channel of an AE title replaces an older one of the same title. The access to it is that of an HTTP request with the
-same headers, which the other middleware judges: ``ChannelAccessMiddleware`` sends one ahead.
+Reports wait in the database, and are removed when they are sent. One that is on its way where a connection breaks may
+be lost, or sent again: a client retrieves its workitems after it has connected again. The channel of an AE title
+replaces an older one of the same title. The access to it is that of an HTTP request with the same headers, which the
+other middleware judges: ``ChannelAccessMiddleware`` sends one ahead.
 """
 
 from __future__ import annotations

@@ -79,6 +79,7 @@ class Performer:
             count = workitems.delete_ended(
                 session, before=before, locked_before=before - _LONGEST_LOCK, limit=_AT_ONCE, now=now
             )
+            workitems.delete_events(session, before=before)
         if count < _AT_ONCE:
             self._clean_at = now + _CLEAN_EVERY
         return count
@@ -107,7 +108,7 @@ class Performer:
                     if now() < orders.waits_until(row, self._config, now()):
                         return False
                     raise NotAllowed(f"waited {self._config.worklist.wait_h:g} h: {missing}")
-                _check_patient(session, order)
+                _check_study(session, order)
             except NotAllowed as refusal:
                 return self._claim(uid, attributes, str(refusal), now)
         try:
@@ -145,7 +146,7 @@ class Performer:
         if study is None:
             return "the study is not here any more"
         try:
-            _check_patient(session, order)
+            _check_study(session, order)
         except NotAllowed as refusal:
             return str(refusal)
         snapshot = StudySnapshot(session, study)
@@ -198,8 +199,15 @@ def _reason_to_wait(session: Session, order: Order) -> str:
     return f"{len(missing)} of its instances are not here" if missing else ""
 
 
-def _check_patient(session: Session, order: Order) -> None:
-    """Raise NotAllowed where the workitem is of another patient than its study."""
+def _check_study(session: Session, order: Order) -> None:
+    """Raise NotAllowed where the study is of another patient, or the workitem names a part of one of its series."""
     study = studies.find_by_uid(session, order.study_uid)
-    if study is not None and order.patient_id and order.patient_id != study.patient_id.strip():
+    if study is None:
+        return
+    if order.patient_id and order.patient_id != study.patient_id.strip():
         raise NotAllowed("the workitem states another Patient ID than its study")
+    for each in StudySnapshot(session, study).usable_series:
+        instances = {row.sop_instance_uid for row in each.instances}
+        if 0 < len(instances & order.sop_instance_uids) < len(instances):
+            uid = each.instances[0].series.series_uid
+            raise NotAllowed(f"the workitem names a part of series {uid}; this node processes whole series")
