@@ -126,6 +126,48 @@ def test_nothing_but_the_metadata_of_the_instance_proves_it(
         find(make_peer(url), "1.2.3.4.5")
 
 
+def test_a_fault_at_one_instance_does_not_lose_what_was_found() -> None:
+    def answer(path: str, headers: Mapping[str, str]) -> tuple[int, Any]:
+        uid = path.split("/")[-2]
+        return (503, {}) if uid.endswith(".5") else (200, describe("1.2.9" if uid.endswith(".6") else uid))
+
+    with serving(answer) as url:
+        assert find(make_peer(url), *(f"1.2.3.4.{n}" for n in (4, 5, 6, 7))) == {"1.2.3.4.4", "1.2.3.4.7"}
+
+
+def test_a_destination_that_refuses_all_is_not_asked_for_each() -> None:
+    asked: list[str] = []
+
+    def answer(path: str, headers: Mapping[str, str]) -> tuple[int, Any]:
+        asked.append(path)
+        return 503, {}
+
+    with serving(answer) as url, pytest.raises(PeerRefused, match="answers 503"):
+        find(make_peer(url), *(f"1.2.3.4.{n}" for n in range(1, 31)))
+    assert len(asked) == 10
+
+
+def test_an_answer_that_comes_in_drops_ends_at_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter(range(0, 1000, 20))
+    monkeypatch.setattr(read_back, "_PIECE_BYTES", 8)
+    monkeypatch.setattr(read_back, "monotonic", lambda: next(times))
+    with (
+        serving(lambda path, headers: (200, describe("1.2.3.4.5"))) as url,
+        pytest.raises(PeerUnreachable, match="TimeoutError"),
+    ):
+        find(make_peer(url), "1.2.3.4.5")
+
+
+def test_an_answer_that_is_too_long_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(read_back, "_MOST_BYTES", 10)
+    monkeypatch.setattr(read_back, "_PIECE_BYTES", 8)
+    with (
+        serving(lambda path, headers: (200, describe("1.2.3.4.5"))) as url,
+        pytest.raises(PeerRefused, match="no metadata of the instance"),
+    ):
+        find(make_peer(url), "1.2.3.4.5")
+
+
 def test_a_server_that_is_not_there_or_a_missing_file_may_be_mended(tmp_path: Path) -> None:
     with serving(lambda path, headers: (404, {})) as url:
         missing = make_peer(url, dicomweb_token_file=tmp_path / "none")

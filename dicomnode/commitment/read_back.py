@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import http.client
 import json
+import logging
 import urllib.error
 import urllib.request
 from collections.abc import Collection
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from dicomnode.config.secrets import read_secret
 from dicomnode.dimse import queries
-from dicomnode.errors import ConfigError, PeerRefused, PeerUnreachable
+from dicomnode.errors import ConfigError, PeerError, PeerRefused, PeerUnreachable
 from dicomnode.http_requests import describe_error, host_of, make_opener
 
 if TYPE_CHECKING:
@@ -23,16 +25,21 @@ if TYPE_CHECKING:
 
 __all__ = ["find_instances"]
 
+_log = logging.getLogger(__name__)
+
 _ABSENT = (404, 410)
-_MOST_BYTES = 256 << 20
-"""Longest metadata that are read of one instance; those of thousands of frames have tens of megabytes."""
+_MOST_BYTES = 32 << 20
+"""Longest metadata that are read of one instance; those of thousands of frames have megabytes."""
+_PIECE_BYTES = 64 << 10
+_MOST_FAULTS = 10
+"""Refusals one after another after which a search ends: the destination refuses all, perhaps slowly."""
 _SOP_INSTANCE_UID = "00080018"
 
 
 def find_instances(peer: Peer, node: NodeConfig, series: tuple[str, str], uids: Collection[str]) -> set[str]:
     """Return those SOP Instance UIDs of a series (Study and Series Instance UID) that the destination holds.
 
-    Raises PeerError.
+    Raises PeerError where nothing was found and the destination refused, or gave no answer.
     """
     if peer.verify == "wado-rs":
         return _find_by_wado(peer, node, series, uids)
@@ -51,11 +58,24 @@ def _find_by_wado(peer: Peer, node: NodeConfig, series: tuple[str, str], uids: C
     except (ConfigError, OSError) as error:  # of a file that may be corrected
         raise PeerUnreachable(f"peer {peer.name}: no WADO-RS: {error}") from None
     root = f"{peer.dicomweb_url.rstrip('/')}/studies/{series[0]}/series/{series[1]}/instances"
-    found = set()
+    found, faults = set[str](), 0
+    fault: PeerError | None = None
     for uid in sorted(uids):
         request = urllib.request.Request(f"{root}/{uid}/metadata", headers=headers)
-        if _has_metadata(peer, opener, request, uid, node.network_timeout_s):
-            found.add(uid)
+        try:
+            if _has_metadata(peer, opener, request, uid, node.network_timeout_s):
+                found.add(uid)
+            faults = 0
+        except PeerRefused as error:  # of this instance: the others may be there
+            fault, faults = error, faults + 1
+        except PeerUnreachable as error:
+            fault, faults = error, _MOST_FAULTS
+        if faults >= _MOST_FAULTS:
+            break
+    if fault is not None and not found:
+        raise fault
+    if fault is not None:
+        _log.warning("%s", fault)
     return found
 
 
@@ -74,7 +94,7 @@ def _has_metadata(
     host = host_of(request.full_url)
     try:
         with opener.open(request, timeout=timeout_s) as answer:
-            content = answer.read(_MOST_BYTES)
+            content = _read_content(answer, monotonic() + timeout_s)
     except urllib.error.HTTPError as error:
         error.close()
         if error.code in _ABSENT:
@@ -85,6 +105,16 @@ def _has_metadata(
     if _read_uid(content) != uid:
         raise PeerRefused(f"peer {peer.name}: WADO-RS at {host} answers with no metadata of the instance")
     return True
+
+
+def _read_content(answer: http.client.HTTPResponse, deadline_s: float) -> bytes:
+    """Return what the destination sends, which is not whole where it is too long. Raises TimeoutError."""
+    content = bytearray()
+    while len(content) < _MOST_BYTES and (piece := answer.read1(_PIECE_BYTES)):
+        if monotonic() > deadline_s:
+            raise TimeoutError("the answer is not complete in time")
+        content += piece
+    return bytes(content)
 
 
 def _read_uid(content: bytes) -> str:
