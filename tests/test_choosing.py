@@ -12,7 +12,7 @@ from dicomnode.config import Route
 from dicomnode.config.conditions import parse
 from dicomnode.errors import InputRefused, NotFound
 from dicomnode.local_runs.candidates import Candidate
-from dicomnode.local_runs.choosing import Choice, choose, refuse_shared_inputs
+from dicomnode.local_runs.choosing import Choice, choose, refuse_shared_inputs, refuse_unclear_facts
 from pipelines.contract import Input, KSpace, Labels, Volume
 from pipelines.quality import InputRule
 
@@ -179,3 +179,19 @@ def test_each_acquisition_of_k_space_is_a_run() -> None:
     assert names(*kspace, make("FLAIR"), inputs=(Input("kspace", KSpace),)) == [{"kspace": "a.h5"}, {"kspace": "b.h5"}]
     with pytest.raises(NotFound, match="holds no Raw Data object and no MRD file"):
         names(make("FLAIR"), inputs=(Input("kspace", KSpace),))
+
+
+@pytest.mark.parametrize(("otherwise", "fact"), [("hold", "age_years"), ("refuse", "weight_kg")])
+def test_an_unclear_fact_stops_no_run_that_does_not_refuse_by_it(
+    otherwise: Literal["refuse", "hold"], fact: str
+) -> None:
+    unclear = replace(make("FLAIR", kind="nifti"), unclear={"PatientAge": "age of sub-01 is '25-30'"})
+    rule = InputRule(fact=fact, between=(16, 100), otherwise=otherwise)
+    refuse_unclear_facts(Choice({"flair": unclear}, ""), {"flair": [rule]})
+
+
+def test_an_unclear_fact_is_refused_where_the_contract_refuses_by_it() -> None:
+    unclear = replace(make("FLAIR", kind="nifti"), unclear={"PatientAge": "age of sub-01 is '25-30'"})
+    rules = {"flair": [InputRule(fact="age_years", between=(16, 100))]}
+    with pytest.raises(InputRefused, match=r"flair.age_years=...\) is not stated, because age of sub-01 is '25-30'"):
+        refuse_unclear_facts(Choice({"flair": unclear}, ""), rules)

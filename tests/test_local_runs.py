@@ -192,6 +192,22 @@ def test_a_fact_on_one_patient_is_not_used_for_two_subjects(
     assert [each.attributes["PatientAge"] for each in found] == ["041Y", "062Y"]
 
 
+def test_an_unclear_cell_is_logged_once_and_refused_where_a_rule_asks_for_it(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    rule = {"fact": "age_years", "between": [18, 100]}
+    config = write_config(tmp_path / "node", node={"data_dir": str(data)}, quality={"input_rules": [rule]})
+    write_nifti(tmp_path / "in" / "sub-01_T1w.nii.gz", stored_phantom(), phantom_grid())
+    (tmp_path / "in" / "participants.tsv").write_text("participant_id\tage\nsub-01\t25-30\n")
+    words = ("anatomy", tmp_path / "in", tmp_path / "out")
+    why = "participants.tsv: age of sub-01 is '25-30'"
+    assert run(config, *words) == 1
+    assert f"(--fact head.age_years=...) is not stated, because {why}" in capsys.readouterr().err
+    assert sum(why in each.getMessage() for each in caplog.records) == 1
+    assert run(config, *words, "--fact", "age_years=12") == 1
+    assert "Patient's Age (--fact age_years=...) is 12 years" in capsys.readouterr().err
+
+
 def test_a_fact_is_not_stated_about_a_dicom_series(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -273,32 +273,60 @@ def test_the_table_of_participants_states_the_facts_of_each_subject(tmp_path: Pa
     write_table(tmp_path, "participant_id age sex weight", "sub-01 41.7 female 62.5", "sub-02 89+ M n/a")
     paths = [tmp_path / name / "anat" / f"{name}_T1w.nii.gz" for name in ("sub-01", "sub-02", "sub-03")]
     found = [participants.read_participant(path) for path in paths]
-    assert found == [{"PatientAge": "041Y", "PatientSex": "F", "PatientWeight": 62.5}, {"PatientSex": "M"}, {}]
-    assert participants.read_participant(tmp_path / "head.nii.gz") == {}
+    stated = [each.stated for each in found]
+    assert stated == [{"PatientAge": "041Y", "PatientSex": "F", "PatientWeight": 62.5}, {"PatientSex": "M"}, {}]
+    assert not any(each.unclear for each in found)
+    assert participants.read_participant(tmp_path / "head.nii.gz") == participants.Participant()
 
 
 @pytest.mark.parametrize(
-    ("rows", "reason"),
+    ("row", "unclear"),
     [
-        (("participant_id age", "sub-01 41", "sub-01 42"), "2 rows of sub-01"),
-        (("participant_id age", "sub-01 old"), "age of sub-01 is 'old'"),
-        (("participant_id sex", "sub-01 X"), "sex of sub-01 is 'X': sex is F, M or O"),
+        ("sub-01 old F 60", "age of sub-01 is 'old'"),
+        ("sub-01 25-30 F 60", "age of sub-01 is '25-30'"),
+        ("sub-01 NaN F 60", "age of sub-01 is 'NaN'"),
+        ("sub-01 0.5 F 60", "age of sub-01 is '0.5'"),
+        ("sub-01 41 1 60", "sex of sub-01 is '1': sex is F, M or O"),
+        ("sub-01 41 N/A 60", "sex of sub-01 is 'N/A'"),
+        ("sub-01 41 F 0", "weight of sub-01 is '0': weight_kg is a positive number"),
     ],
 )
-def test_a_table_of_participants_that_is_wrong_is_refused(tmp_path: Path, rows: tuple[str, ...], reason: str) -> None:
-    write_table(tmp_path, *rows)
-    with pytest.raises(InputRefused, match=reason):
-        participants.read_participant(tmp_path / "sub-01_T1w.nii.gz")
+def test_a_cell_that_is_no_value_is_not_stated_and_says_why(tmp_path: Path, row: str, unclear: str) -> None:
+    write_table(tmp_path, "participant_id age sex weight", row)
+    found = participants.read_participant(tmp_path / "sub-01_T1w.nii.gz")
+    (why,) = found.unclear.values()
+    assert unclear in why
+    assert len(found.stated) == 2, "the other cells are stated"
 
 
-def test_an_age_in_months_and_a_contradiction_are_refused(tmp_path: Path) -> None:
+def test_several_rows_of_a_subject_state_nothing(tmp_path: Path) -> None:
+    write_table(tmp_path, "participant_id age", "sub-01 41", "sub-01 42")
+    found = participants.read_participant(tmp_path / "sub-01_T1w.nii.gz")
+    assert not found.stated
+    assert set(found.unclear.values()) == {"participants.tsv has 2 rows of sub-01"}
+
+
+def test_a_quotation_mark_in_a_cell_does_not_take_the_rows_below(tmp_path: Path) -> None:
+    write_table(tmp_path, 'participant_id note "age"', 'sub-01 "6ft 41', '"sub-02" tall "62"', 'sub-03 5" 33')
+    found = [participants.read_participant(tmp_path / f"sub-0{n}_T1w.nii.gz").stated for n in (1, 2, 3)]
+    assert found == [{"PatientAge": "041Y"}, {"PatientAge": "062Y"}, {"PatientAge": "033Y"}]
+
+
+def test_neither_an_age_in_months_nor_a_contradiction_is_stated(tmp_path: Path) -> None:
     write_table(tmp_path, "participant_id sex age", "sub-01 F 41")
     path = write_nifti(tmp_path / "sub-01_T1w.nii.gz", make_values(), make_grid("LPS"), facts={"PatientSex": "M"})
-    with pytest.raises(InputRefused, match=r"participants.tsv and its JSON file differ in PatientSex"):
-        find_candidates(path, {})
     (tmp_path / "participants.json").write_text('{"age": {"Units": "months"}}')
-    with pytest.raises(InputRefused, match=r"participants.json: age is in months; needed is yr"):
-        find_candidates(path, {})
+    (found,) = find_candidates(path, {})
+    assert not {"PatientSex", "PatientAge"} & set(found.attributes)
+    assert "participants.tsv and its JSON file differ in PatientSex" in found.unclear["PatientSex"]
+    assert "age is in months; needed is yr" in found.unclear["PatientAge"]
+
+
+def test_what_the_user_states_holds_above_the_table(tmp_path: Path) -> None:
+    write_table(tmp_path, "participant_id sex age", "sub-01 1 41")
+    path = write_nifti(tmp_path / "sub-01_T1w.nii.gz", make_values(), make_grid("LPS"))
+    (found,) = find_candidates(path, {"PatientAge": "061Y", "PatientSex": "F"})
+    assert (found.attributes["PatientAge"], found.attributes["PatientSex"], found.unclear) == ("061Y", "F", {})
 
 
 def test_a_refusal_of_a_file_names_the_option_instead_of_a_tag() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -19,8 +20,11 @@ if TYPE_CHECKING:
     from dicomnode.local_runs.choosing import Choice
     from dicomnode.local_runs.saving import Forms
     from pipelines.contract import Pipeline
+    from pipelines.quality import InputRule
 
 __all__ = ["run"]
+
+_log = logging.getLogger(__name__)
 
 _NOTHING_FITS = "no image of it fits the first input of the pipeline"
 _STOPPED = ("refuse", "failed")
@@ -65,11 +69,13 @@ def run(
     found = pipeline_names.resolve_pipeline(pipeline, config, model)
     facts = run_inputs.parse_facts(fact or [], modality, found)
     explicit, reports = run_inputs.parse_explicit(with_ or [], found, facts)
-    choices, left_out = _choose(found, in_dir, facts, explicit, without or [], config, model)
+    rules = _read_rules(found, config, model)
+    choices, left_out = _choose(found, in_dir, facts, explicit, without or [], config, rules)
     choosing.refuse_shared_inputs(choices, found.inputs[0], [*explicit, *reports])
     run_inputs.refuse_misplaced_facts(choices, facts)
+    _log_unclear_facts(choices)
     out_dir.mkdir(parents=True, exist_ok=True)
-    command = _Command(found, pipeline, model, options, seed, config, Forms(not no_dicom, nifti, page), as_json)
+    command = _Command(found, pipeline, model, options, seed, config, rules, Forms(not no_dicom, nifti, page), as_json)
     outcomes = command.run_all(choices, in_dir, reports, out_dir, is_alone=len(choices) + len(left_out) == 1)
     outcomes += [_Outcome(each, {"verdict": "left out", "reasons": [_NOTHING_FITS]}) for each in left_out]
     if as_json:
@@ -106,6 +112,7 @@ class _Command:
     options: Mapping[str, Any]
     seed: int | None
     config: Config
+    rules: Mapping[str, Sequence[InputRule]]
     forms: Forms
     is_quiet: bool
 
@@ -136,8 +143,12 @@ class _Command:
     ) -> _Outcome:
         """Run the pipeline on one choice of inputs, and write its results."""
         from dicomnode.cli import run_report
-        from dicomnode.local_runs import running, saving
+        from dicomnode.local_runs import choosing, running, saving
 
+        site_rules = self.config.quality.input_rules
+        choosing.refuse_unclear_facts(
+            choice, {name: [*self.rules.get(name, ()), *site_rules] for name in choice.inputs}
+        )
         with tempfile.TemporaryDirectory() as scratch:
             found = running.prepare(
                 choice, self.pipeline, _find_reports(self.pipeline, choice, source, reports), Path(scratch)
@@ -165,6 +176,21 @@ def _describe_fault(subject: str, error: Exception) -> _Outcome:
     )
 
 
+def _read_rules(pipeline: Pipeline, config: Config, model: str) -> dict[str, list[InputRule]]:
+    """Return the input contract of the model by input."""
+    from dicomnode.deployment import models
+    from pipelines import quality
+
+    return quality.read_input_rules(models.find_bundle(model or pipeline.bundle, config).metadata)
+
+
+def _log_unclear_facts(choices: Sequence[Choice]) -> None:
+    """Log once each reason for which a fact of a table is not stated about an input."""
+    reasons = (why for choice in choices for each in choice.inputs.values() for why in each.unclear.values())
+    for why in dict.fromkeys(reasons):
+        _log.warning("not stated, because %s", why)
+
+
 def _choose(
     pipeline: Pipeline,
     source: Path,
@@ -172,14 +198,11 @@ def _choose(
     explicit: Mapping[str, Candidate],
     without: Sequence[str],
     config: Config,
-    model: str,
+    rules: Mapping[str, Sequence[InputRule]],
 ) -> tuple[list[Choice], list[str]]:
     """Return the inputs of each run, and the studies and subjects of which nothing is in a run."""
-    from dicomnode.deployment import models
     from dicomnode.local_runs import candidates, choosing
-    from pipelines import quality
 
-    rules = quality.read_input_rules(models.find_bundle(model or pipeline.bundle, config).metadata)
     taken_paths = {path for each in explicit.values() for path in each.paths}
     usable = [each for each in candidates.find_candidates(source, facts[""]) if not taken_paths & set(each.paths)]
     routes = [route for route in config.routes if route.pipeline == pipeline.name]
@@ -193,10 +216,16 @@ def _add_facts(choice: Choice, facts: Mapping[str, Mapping[str, Any]]) -> Choice
     return replace(
         choice,
         inputs={
-            name: replace(each, attributes={**each.attributes, **facts.get(name, {})}) if each.kind == "nifti" else each
+            name: _state_facts(each, facts.get(name, {})) if each.kind == "nifti" else each
             for name, each in choice.inputs.items()
         },
     )
+
+
+def _state_facts(candidate: Candidate, facts: Mapping[str, Any]) -> Candidate:
+    """Return the candidate with what the user states, which holds above all that files state."""
+    unclear = {keyword: why for keyword, why in candidate.unclear.items() if keyword not in facts}
+    return replace(candidate, attributes={**candidate.attributes, **facts}, unclear=unclear)
 
 
 def _find_reports(

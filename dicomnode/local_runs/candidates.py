@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +27,8 @@ class Candidate:
     """One series, one NIfTI file or one acquisition of k-space.
 
     ``group``: study (DICOM), or subject and session or folder (NIfTI); inputs of different groups are never combined by
-    themselves. ``attributes``: by keyword, of the first instance or as stated about the file.
+    themselves. ``attributes``: by keyword, of the first instance or as stated about the file; ``unclear``: why others
+    are not stated although a table of participants has them.
     """
 
     kind: Literal["series", "nifti", "k-space"]
@@ -35,6 +36,7 @@ class Candidate:
     paths: tuple[Path, ...]
     group: str
     attributes: Mapping[str, Any]
+    unclear: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_synthetic(self) -> bool:
@@ -62,8 +64,7 @@ def list_dicom(source: Path) -> list[Path]:
 def find_candidates(source: Path, facts: Mapping[str, Any]) -> list[Candidate]:
     """Return every candidate of a folder or a file.
 
-    ``facts``: attributes that the user states about NIfTI files. Raises InputRefused for a JSON file that is none, and
-    for a table of participants that says nothing usable.
+    ``facts``: attributes that the user states about NIfTI files. Raises InputRefused for a JSON file that is none.
     """
     paths = list_files(source)
     found = [_describe_nifti(path, facts) for path in paths if images.is_nifti(path)]
@@ -108,12 +109,17 @@ def _describe_nifti(path: Path, facts: Mapping[str, Any]) -> Candidate:
     subject = _SUBJECT.search(path.name)
     group = subject[1] if subject else str(path.parent)
     own, of_subject = nifti_facts.read_stated(path, facts), participants.read_participant(path)
-    if differing := [keyword for keyword, value in of_subject.items() if own.get(keyword, value) != value]:
-        raise InputRefused(f"{path.name}: {participants.TABLE} and its JSON file differ in {', '.join(differing)}")
-    attributes = of_subject | own
+    differing = {
+        keyword: f"{path.name}: {participants.TABLE} and its JSON file differ in {keyword}"
+        for keyword, value in of_subject.stated.items()
+        if keyword not in facts and own.get(keyword, value) != value
+    }
+    stated = dict(of_subject.stated) | own
+    attributes = {keyword: value for keyword, value in stated.items() if keyword not in differing}
+    unclear = {keyword: why for keyword, why in of_subject.unclear.items() if keyword not in own} | differing
     if images.is_marked(path):
         attributes["SyntheticData"] = "YES"
-    return Candidate("nifti", path.name, (path,), group, attributes)
+    return Candidate("nifti", path.name, (path,), group, attributes, unclear)
 
 
 def _find_series(paths: list[Path]) -> list[Candidate]:

@@ -22,7 +22,7 @@ from dicomnode.routing.examination import read_examination
 from pipelines.contract import Covariates, Input, KSpace, Volume
 from pipelines.quality import FACTS, InputRule
 
-__all__ = ["Choice", "choose", "find_left_out", "refuse_shared_inputs"]
+__all__ = ["Choice", "choose", "find_left_out", "refuse_shared_inputs", "refuse_unclear_facts"]
 
 _T1W = r"(?i)mprage|mp2rage|bravo|spgr|tfe|t1"
 _INPUTS = MappingProxyType({
@@ -89,6 +89,21 @@ def refuse_shared_inputs(choices: Sequence[Choice], main: Input, explicit: Colle
             f"--with {further[0]} is of one subject, but IN has images of {len(mains)}: {', '.join(mains.values())}; "
             "run each by itself"
         )
+
+
+def refuse_unclear_facts(choice: Choice, rules: Mapping[str, Sequence[InputRule]]) -> None:
+    """Raise InputRefused where a rule that refuses is on a fact that a table has and does not state.
+
+    ``rules``: those on each input, of the model and of the node.
+    """
+    reasons = {
+        f"{name}: {FACTS[rule.fact][0]} (--fact {name}.{rule.fact}=...) is not stated, because {why}"
+        for name, each in choice.inputs.items()
+        for rule in rules.get(name, ())
+        if rule.otherwise == "refuse" and (why := each.unclear.get(KEYWORDS.get(rule.fact, "")))
+    }
+    if reasons:
+        raise InputRefused("; ".join(sorted(reasons)))
 
 
 def _refuse_synthetic(inputs: Sequence[Input], explicit: Mapping[str, Candidate]) -> None:

@@ -10,6 +10,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 from dicomnode.errors import InputRefused
 from dicomnode.nifti.facts import KEYWORDS, parse_value
 
-__all__ = ["FACTS", "TABLE", "read_participant"]
+__all__ = ["FACTS", "TABLE", "Participant", "read_participant"]
 
 TABLE = "participants.tsv"
 FACTS = MappingProxyType({"age": "age_years", "sex": "sex", "weight": "weight_kg"})
@@ -30,57 +31,82 @@ _SEX = MappingProxyType({"male": "M", "m": "M", "female": "F", "f": "F", "other"
 _UNITS = MappingProxyType({"age": ("year", "years", "yr"), "weight": ("kg", "kilogram", "kilograms")})
 
 
-def read_participant(path: Path) -> dict[str, Any]:
-    """Return what the table above a NIfTI file states about its subject, by keyword of DICOM.
+@dataclass(frozen=True)
+class Participant:
+    """Facts on the subject of a file, by keyword of DICOM, and why others that the table has are not stated."""
+
+    stated: Mapping[str, Any] = field(default_factory=dict)
+    unclear: Mapping[str, str] = field(default_factory=dict)
+
+
+def read_participant(path: Path) -> Participant:
+    """Return what the table above a NIfTI file states about its subject.
 
     Nothing where the file's name has no ``sub-``, or no table has the subject. An age such as ``89+`` is not stated.
-    Raises InputRefused for a table with several rows of the subject, other units, or a value that is none.
+    A cell that is no value, another unit, several rows of the subject or a table that cannot be read make facts
+    unclear: many pipelines read none of them.
     """
     subject = _SUBJECT.search(path.name)
     table = next((folder / TABLE for folder in list(path.parents)[:_DEPTH] if (folder / TABLE).is_file()), None)
     if subject is None or table is None:
-        return {}
-    row = _find_row(table, subject[1])
-    _refuse_other_units(table, row)
-    known = {column: (row.get(column) or "").strip() for column in FACTS}
-    return {
-        KEYWORDS[FACTS[column]]: _convert(table, subject[1], column, value)
-        for column, value in known.items()
-        if value not in _UNKNOWN and not value.endswith("+")
-    }
+        return Participant()
+    try:
+        row, units = _find_row(table, subject[1]), _find_other_units(table)
+    except InputRefused as error:
+        return Participant(unclear={KEYWORDS[fact]: str(error) for fact in FACTS.values()})
+    stated, unclear = {}, {}
+    for column, fact in FACTS.items():
+        value = row.get(column, "").strip()
+        if value in _UNKNOWN or value.endswith("+"):
+            continue
+        try:
+            stated[KEYWORDS[fact]] = _convert(column, value, units.get(column, ""))
+        except (ValueError, OverflowError) as error:
+            unclear[KEYWORDS[fact]] = f"{table.name}: {column} of {subject[1]} is {value[:40]!r}: {error}"
+    return Participant(stated, unclear)
 
 
 def _find_row(table: Path, subject: str) -> Mapping[str, str]:
+    """Return the row of the subject; quotation marks have no meaning but around a whole cell."""
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
-            rows = [row for row in csv.DictReader(file, delimiter="\t") if row.get("participant_id") == subject]
+            lines = [
+                [_unquote(cell) for cell in line] for line in csv.reader(file, "excel-tab", quoting=csv.QUOTE_NONE)
+            ]
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputRefused(f"{table.name}: it is no table of text") from error
-    if len(rows) > 1:
-        raise InputRefused(f"{table.name} has {len(rows)} rows of {subject}")
-    return rows[0] if rows else {}
+    rows = [dict(zip(lines[0], line, strict=False)) for line in lines[1:]]
+    found = [row for row in rows if row.get("participant_id") == subject]
+    if len(found) > 1:
+        raise InputRefused(f"{table.name} has {len(found)} rows of {subject}")
+    return found[0] if found else {}
 
 
-def _refuse_other_units(table: Path, row: Mapping[str, str]) -> None:
-    """Raise InputRefused where the file beside the table states another unit for a column than BIDS does."""
+def _unquote(cell: str) -> str:
+    return cell[1:-1] if len(cell) > 1 and cell[0] == cell[-1] == '"' else cell
+
+
+def _find_other_units(table: Path) -> Mapping[str, str]:
+    """Return the units that the file beside the table states by column, where they are others than those of BIDS."""
     sidecar = table.with_suffix(".json")
     try:
         content = json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.is_file() else {}
     except ValueError as error:
         raise InputRefused(f"{sidecar.name}: it is no JSON") from error
-    for column, allowed in _UNITS.items():
-        description = content.get(column) if isinstance(content, dict) and column in row else None
-        unit = description.get("Units", allowed[0]) if isinstance(description, dict) else allowed[0]
-        if str(unit).casefold() not in allowed:
-            raise InputRefused(f"{sidecar.name}: {column} is in {unit}; needed is {allowed[-1]}")
+    described = content if isinstance(content, dict) else {}
+    units = {
+        column: str(described[column].get("Units", allowed[0]))
+        for column, allowed in _UNITS.items()
+        if isinstance(described.get(column), dict)
+    }
+    return {column: unit for column, unit in units.items() if unit.casefold() not in _UNITS[column]}
 
 
-def _convert(table: Path, subject: str, column: str, value: str) -> Any:
-    """Return the value as the attribute of DICOM holds it; an age is cut to whole years."""
+def _convert(column: str, value: str, other_unit: str) -> Any:
+    """Return the value as the attribute of DICOM holds it; an age is cut to whole years. Raises ValueError."""
+    if other_unit:
+        raise ValueError(f"{column} is in {other_unit}; needed is {_UNITS[column][-1]}")
     text = _SEX.get(value.casefold(), value) if column == "sex" else value
-    try:
-        if column == "age":
-            text = str(math.floor(float(value)))
-        return parse_value(FACTS[column], text)
-    except (ValueError, OverflowError) as error:
-        raise InputRefused(f"{table.name}: {column} of {subject} is {value!r}: {error}") from None
+    if column == "age":
+        text = str(math.floor(float(value)))
+    return parse_value(FACTS[column], text)
