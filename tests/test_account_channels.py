@@ -54,7 +54,7 @@ WAYS = ["logged out", "disabled", "role", "token"]
 
 @pytest.mark.parametrize("how", WAYS)
 def test_a_channel_ends_with_its_access(site: Web, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
-    monkeypatch.setattr(ups_events, "_JUDGED_EVERY_S", 0.05)
+    monkeypatch.setattr(ups_events, "JUDGED_EVERY_S", 0.05)
     headers = bearer_of(site, "otto") if how == "token" else cookie_of(site, "otto")
     with open_channel(site, headers) as channel:
         channel.ping().wait(60)

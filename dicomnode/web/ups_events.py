@@ -27,14 +27,15 @@ from dicomnode.web import methods
 from dicomnode.web.access import IN_BACKGROUND
 from dicomnode.web.ups import Worklist, parse_ae_title
 
-__all__ = ["MOST_CHANNELS", "ChannelAccessMiddleware", "add_routes"]
+__all__ = ["JUDGED_EVERY_S", "MOST_CHANNELS", "ChannelAccessMiddleware", "add_routes"]
 
 MOST_CHANNELS = 64
 _POLL_S = 1.0
 _AT_ONCE = 50
 _SEND_S = 60.0
 """Time within which a client has to take a report."""
-_JUDGED_EVERY_S = 15.0
+JUDGED_EVERY_S = 15.0
+"""Time after which an open channel is judged again."""
 _UPGRADE_REQUIRED = 426
 _REFUSED, _TRY_LATER = 1008, 1013
 
@@ -155,7 +156,7 @@ class _JudgedChannel:
     async def watch(self) -> None:
         """Judge now and then, until the channel ends."""
         while not self._over.is_set():
-            await asyncio.sleep(_JUDGED_EVERY_S)
+            await asyncio.sleep(JUDGED_EVERY_S)
             await self._judge()
 
     async def receive(self) -> Message:
