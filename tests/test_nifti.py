@@ -273,7 +273,7 @@ def test_the_table_of_participants_states_the_facts_of_each_subject(tmp_path: Pa
     write_table(tmp_path, "participant_id age sex weight", "sub-01 41.7 female 62.5", "sub-02 89+ M n/a")
     paths = [tmp_path / name / "anat" / f"{name}_T1w.nii.gz" for name in ("sub-01", "sub-02", "sub-03")]
     found = [participants.read_participant(path) for path in paths]
-    stated = [each.stated for each in found]
+    stated = [each.values for each in found]
     assert stated == [{"PatientAge": "041Y", "PatientSex": "F", "PatientWeight": 62.5}, {"PatientSex": "M"}, {}]
     assert not any(each.unclear for each in found)
     assert participants.read_participant(tmp_path / "head.nii.gz") == participants.Participant()
@@ -296,19 +296,19 @@ def test_a_cell_that_is_no_value_is_not_stated_and_says_why(tmp_path: Path, row:
     found = participants.read_participant(tmp_path / "sub-01_T1w.nii.gz")
     (why,) = found.unclear.values()
     assert unclear in why
-    assert len(found.stated) == 2, "the other cells are stated"
+    assert len(found.values) == 2, "the other cells are stated"
 
 
 def test_several_rows_of_a_subject_state_nothing(tmp_path: Path) -> None:
     write_table(tmp_path, "participant_id age", "sub-01 41", "sub-01 42")
     found = participants.read_participant(tmp_path / "sub-01_T1w.nii.gz")
-    assert not found.stated
+    assert not found.values
     assert set(found.unclear.values()) == {"participants.tsv has 2 rows of sub-01"}
 
 
 def test_a_quotation_mark_in_a_cell_does_not_take_the_rows_below(tmp_path: Path) -> None:
     write_table(tmp_path, 'participant_id note "age"', 'sub-01 "6ft 41', '"sub-02" tall "62"', 'sub-03 5" 33')
-    found = [participants.read_participant(tmp_path / f"sub-0{n}_T1w.nii.gz").stated for n in (1, 2, 3)]
+    found = [participants.read_participant(tmp_path / f"sub-0{n}_T1w.nii.gz").values for n in (1, 2, 3)]
     assert found == [{"PatientAge": "041Y"}, {"PatientAge": "062Y"}, {"PatientAge": "033Y"}]
 
 

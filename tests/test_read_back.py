@@ -149,7 +149,7 @@ def test_a_destination_that_refuses_all_is_not_asked_for_each() -> None:
 
 def test_an_answer_that_comes_in_drops_ends_at_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter(range(0, 1000, 20))
-    monkeypatch.setattr(read_back, "_PIECE_BYTES", 8)
+    monkeypatch.setattr(read_back, "PIECE_BYTES", 8)
     monkeypatch.setattr(read_back, "monotonic", lambda: next(times))
     with (
         serving(lambda path, headers: (200, describe("1.2.3.4.5"))) as url,
@@ -159,8 +159,8 @@ def test_an_answer_that_comes_in_drops_ends_at_the_deadline(monkeypatch: pytest.
 
 
 def test_an_answer_that_is_too_long_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(read_back, "_MOST_BYTES", 10)
-    monkeypatch.setattr(read_back, "_PIECE_BYTES", 8)
+    monkeypatch.setattr(read_back, "MOST_BYTES", 10)
+    monkeypatch.setattr(read_back, "PIECE_BYTES", 8)
     with (
         serving(lambda path, headers: (200, describe("1.2.3.4.5"))) as url,
         pytest.raises(PeerRefused, match="no metadata of the instance"),

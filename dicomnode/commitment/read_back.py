@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from dicomnode.config import Peer
     from dicomnode.config.node import NodeConfig
 
-__all__ = ["find_instances"]
+__all__ = ["MOST_BYTES", "PIECE_BYTES", "find_instances"]
 
 _log = logging.getLogger(__name__)
 
 _ABSENT = (404, 410)
-_MOST_BYTES = 32 << 20
+MOST_BYTES = 32 << 20
 """Longest metadata that are read of one instance; those of thousands of frames have megabytes."""
-_PIECE_BYTES = 64 << 10
+PIECE_BYTES = 64 << 10
 _MOST_FAULTS = 10
 """Refusals one after another after which a search ends: the destination refuses all, perhaps slowly."""
 _SOP_INSTANCE_UID = "00080018"
@@ -110,7 +110,7 @@ def _has_metadata(
 def _read_content(answer: http.client.HTTPResponse, deadline_s: float) -> bytes:
     """Return what the destination sends, which is not whole where it is too long. Raises TimeoutError."""
     content = bytearray()
-    while len(content) < _MOST_BYTES and (piece := answer.read1(_PIECE_BYTES)):
+    while len(content) < MOST_BYTES and (piece := answer.read1(PIECE_BYTES)):
         if monotonic() > deadline_s:
             raise TimeoutError("the answer is not complete in time")
         content += piece

@@ -111,11 +111,11 @@ def _describe_nifti(path: Path, facts: Mapping[str, Any]) -> Candidate:
     own, of_subject = nifti_facts.read_stated(path, facts), participants.read_participant(path)
     differing = {
         keyword: f"{path.name}: {participants.TABLE} and its JSON file differ in {keyword}"
-        for keyword, value in of_subject.stated.items()
+        for keyword, value in of_subject.values.items()
         if keyword not in facts and own.get(keyword, value) != value
     }
-    stated = dict(of_subject.stated) | own
-    attributes = {keyword: value for keyword, value in stated.items() if keyword not in differing}
+    values = dict(of_subject.values) | own
+    attributes = {keyword: value for keyword, value in values.items() if keyword not in differing}
     unclear = {keyword: why for keyword, why in of_subject.unclear.items() if keyword not in own} | differing
     if images.is_marked(path):
         attributes["SyntheticData"] = "YES"

@@ -35,7 +35,7 @@ _UNITS = MappingProxyType({"age": ("year", "years", "yr"), "weight": ("kg", "kil
 class Participant:
     """Facts on the subject of a file, by keyword of DICOM, and why others that the table has are not stated."""
 
-    stated: Mapping[str, Any] = field(default_factory=dict)
+    values: Mapping[str, Any] = field(default_factory=dict)
     unclear: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -54,16 +54,16 @@ def read_participant(path: Path) -> Participant:
         row, units = _find_row(table, subject[1]), _find_other_units(table)
     except InputRefused as error:
         return Participant(unclear={KEYWORDS[fact]: str(error) for fact in FACTS.values()})
-    stated, unclear = {}, {}
+    values, unclear = {}, {}
     for column, fact in FACTS.items():
         value = row.get(column, "").strip()
         if value in _UNKNOWN or value.endswith("+"):
             continue
         try:
-            stated[KEYWORDS[fact]] = _convert(column, value, units.get(column, ""))
+            values[KEYWORDS[fact]] = _convert(column, value, units.get(column, ""))
         except (ValueError, OverflowError) as error:
             unclear[KEYWORDS[fact]] = f"{table.name}: {column} of {subject[1]} is {value[:40]!r}: {error}"
-    return Participant(stated, unclear)
+    return Participant(values, unclear)
 
 
 def _find_row(table: Path, subject: str) -> Mapping[str, str]:
