@@ -20,6 +20,7 @@ from dicomnode import cli, config
 from dicomnode.accounts import managing, passwords
 from dicomnode.config.web import WebConfig
 from dicomnode.errors import InputRefused, NotAllowed, NotFound
+from dicomnode.web import template_filters
 from dicomnode.web.login_throttle import LoginThrottle
 from tests import databases
 from tests.peers import write_config
@@ -102,6 +103,25 @@ def test_what_a_request_causes_names_its_account(sessions: sessionmaker[Session]
         details = [each.detail for each in session.scalars(select(Event).order_by(Event.seq))]
         assert details == [{"reason": "x", "account": "anna"}, {"reason": "x"}]
         assert audit.verify(session) is None
+
+
+@pytest.mark.parametrize(
+    ("reason", "text"),
+    [
+        ("a slice is missing", "Job 1 held → routed: a slice is missing, by li"),
+        ("released by li: fine", "Job 1 held → routed: released by li: fine"),
+        ("released by li.wei: fine", "Job 1 held → routed: released by li.wei: fine, by li"),
+    ],
+)
+def test_the_person_behind_an_event_is_not_hidden_by_a_text_with_their_letters(reason: str, text: str) -> None:
+    detail = {"from": "held", "to": "routed", "reason": reason, "account": "li"}
+    event = Event(subject="jobs", subject_id="1", event="moved", detail=detail)
+    assert template_filters.describe_event(event) == text
+
+
+def test_a_log_in_names_its_account_once() -> None:
+    event = Event(subject="accounts", subject_id="otto", event="logged_in", detail={"account": "otto"})
+    assert template_filters.describe_event(event) == "Account otto logged in"
 
 
 def test_a_session_ends_at_its_end_without_requests_and_with_its_account(

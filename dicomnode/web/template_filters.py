@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from types import MappingProxyType
@@ -87,7 +88,9 @@ def format_number(value: Any) -> str:
 def describe_event(event: Event) -> str:
     """Describe an event of the audit trail in a sentence, with the account that caused it."""
     text, account = _describe_cause(event), str(event.detail.get("account", ""))
-    return text if account in text else f"{text}, by {account}"
+    is_own = event.subject == "accounts" and event.subject_id == account and "who" not in event.detail
+    is_named = re.search(rf"(\bby |: ){re.escape(account)}(?![\w.:@-]*\w)", text)  # not as a part of another name
+    return text if not account or is_own or is_named else f"{text}, by {account}"
 
 
 def _describe_cause(event: Event) -> str:
