@@ -20,6 +20,7 @@ from db.states import Role
 from dicomnode.accounts.oidc import Provider
 from dicomnode.config.oidc import OidcConfig
 from dicomnode.config.web import WebConfig
+from dicomnode.errors import ProviderUnreachable
 from tests.account_node import cookie_of, find_events, log_in, run_node
 from tests.oidc_provider import CLIENT_ID, SECRET, IdentityProvider, run_provider
 from tests.web_node import Web
@@ -119,6 +120,8 @@ def test_the_cookie_on_the_way_is_for_the_return_only(site: Web) -> None:
         ({"sub": "ä"}, "sub"),
         ({"roles": ["cooks"]}, "'roles' of the provider names none of [web.oidc.roles]"),
         ({"roles": None}, "no role on this node"),
+        ({"roles": 7}, "no role on this node"),
+        ({"roles": [["readers"], 7]}, "no role on this node"),
     ],
 )
 def test_a_token_with_a_wrong_claim_is_refused_by_name(
@@ -296,6 +299,14 @@ def test_a_provider_may_be_asked_without_a_prompt(provider: IdentityProvider) ->
         "issuer": provider.issuer, "client_id": CLIENT_ID, "roles": ROLES, "prompt": "",
     })  # fmt: skip
     assert "prompt" not in Provider(config, f"{PUBLIC}/login/return", lambda: NOW).begin().address
+
+
+def test_authorities_that_cannot_be_read_are_a_provider_that_cannot_be_reached(tmp_path: Path) -> None:
+    config = OidcConfig.model_validate({
+        "issuer": "https://127.0.0.1:9", "client_id": CLIENT_ID, "roles": ROLES, "ca_file": tmp_path / "none.crt",
+    })  # fmt: skip
+    with pytest.raises(ProviderUnreachable, match="does not answer"):
+        Provider(config, f"{PUBLIC}/login/return", lambda: NOW).begin()
 
 
 def test_a_role_inside_another_claim_is_found(tmp_path: Path, provider: IdentityProvider) -> None:

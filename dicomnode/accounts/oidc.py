@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-import requests
 from authlib.common.errors import AuthlibBaseError
 from authlib.integrations.requests_client import OAuth2Session
 from authlib.oidc.core import CodeIDToken
@@ -102,7 +101,7 @@ class Provider:
                 )  # fmt: skip
             except AuthlibBaseError as error:
                 raise LoginRefused(f"the provider refused the code: {_shorten(error.error or '')}") from None
-            except (requests.RequestException, ValueError) as error:
+            except (OSError, ValueError) as error:
                 raise self._describe_silence(error) from None
             keys = self._get_json(client, metadata["jwks_uri"])
         return self._check_token(str(tokens.get("id_token", "")), keys, pending.nonce)
@@ -130,7 +129,8 @@ class Provider:
             raise LoginRefused("the log-in was refused: sub is no text of 1 to 255 ASCII characters")
         display_name = _to_name(str(_find_claim(claims, self._config.name_claim) or "")) or _to_name(subject)
         names = _find_claim(claims, self._config.role_claim)
-        found = {names} if isinstance(names, str) else {str(each) for each in names or ()}
+        listed = names if isinstance(names, list) else [names]
+        found = {each for each in listed if isinstance(each, str)}
         for role in reversed(Role):
             if found & set(getattr(self._config.roles, role)):
                 return Identity(subject, display_name, role)
@@ -168,7 +168,7 @@ class Provider:
             if answer.status_code != 200:
                 raise ProviderUnreachable(f"the provider {self.issuer} does not answer (status {answer.status_code})")
             content = answer.json()
-        except (requests.RequestException, ValueError) as error:
+        except (OSError, ValueError) as error:
             raise self._describe_silence(error) from None
         if not isinstance(content, dict):
             raise ProviderUnreachable(f"the provider {self.issuer} answers with what is no JSON object")

@@ -6,10 +6,12 @@ process, and a restart does not.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
 from anyio import CapacityLimiter, to_thread
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
@@ -43,6 +45,7 @@ class AccountAccess:
         self._sessions, self._readers = sessions, engines.readers(sessions.kw["bind"])
         self._now, self._token = now, token
         self._limiter: CapacityLimiter | None = None
+        self._marking: set[str] = set()
         self.throttle = LoginThrottle(now)
 
     async def identify(self, headers: Headers, *, marks: bool = True) -> Person | None:
@@ -98,9 +101,19 @@ class AccountAccess:
                 return None
             found, is_due = _to_person(row.account), marks and accounts.needs_mark(row, now)
         if is_due:
-            with self._sessions.begin() as session:
-                accounts.mark_seen(session, digest, now)
+            self._mark_seen(digest, now)
         return found
+
+    def _mark_seen(self, digest: str, now: datetime) -> None:
+        """Mark a session once at a time; where the database takes no writes, reading goes on."""
+        if digest in self._marking:
+            return
+        self._marking.add(digest)
+        try:
+            with contextlib.suppress(SQLAlchemyError), self._sessions.begin() as session:
+                accounts.mark_seen(session, digest, now)
+        finally:
+            self._marking.discard(digest)
 
 
 def _to_person(account: Account) -> Person:

@@ -33,6 +33,7 @@ def create_router(accounts: AccountAccess, provider: Provider | None = None) -> 
     @routes.post("/login")
     async def log_in(request: Request, form: Form) -> Response:
         name, target = form.get("name", "")[:_LONGEST_NAME].lower(), form.get("next", "/")
+        name = name.replace("\0", "?")  # PostgreSQL refuses it in a text, and no account has either
         address = find_address(request)
         if wait_s := accounts.throttle.admit(name, address):
             return render_form(target, wait_s=wait_s, provider=provider)
