@@ -129,7 +129,7 @@ class Provider:
             raise LoginRefused("the log-in was refused: sub is no text of 1 to 255 ASCII characters")
         display_name = _to_name(str(_find_claim(claims, self._config.name_claim) or "")) or _to_name(subject)
         names = _find_claim(claims, self._config.role_claim)
-        listed = names if isinstance(names, list) else [names]
+        listed = list(names) if isinstance(names, list | dict) else [names]
         found = {each for each in listed if isinstance(each, str)}
         for role in reversed(Role):
             if found & set(getattr(self._config.roles, role)):

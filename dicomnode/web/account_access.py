@@ -56,18 +56,26 @@ class AccountAccess:
         cookie = read_cookie(headers)
         return await run_in_threadpool(self._find_by_cookie, cookie, marks) if cookie else None
 
-    async def check_password(self, name: str, password: str) -> bool:
-        """Return whether an enabled account has that password; takes as long for a name that is unknown."""
+    async def check_password(self, name: str, password: str) -> str:
+        """Return the hash of an enabled account's password, or "" where it is not that one.
+
+        It takes as long for a name that is unknown.
+        """
         if self._limiter is None:
             self._limiter = CapacityLimiter(_CHECKED_AT_ONCE)
         return await to_thread.run_sync(self._check_password, name, password, limiter=self._limiter)
 
-    def open_session(self, name: str) -> str | None:
-        """Open a session of an account and return its cookie; None where it is disabled meanwhile."""
+    def open_session(self, name: str, password_hash: str | None = None) -> str | None:
+        """Open a session of an account and return its cookie; None where it is disabled meanwhile.
+
+        ``password_hash``: what was checked; None, too, where the password was changed meanwhile.
+        """
         cookie = passwords.make_credential()
         with self._sessions.begin() as session:
             account = accounts.find(session, name)
             if account is None or account.disabled_at is not None:
+                return None
+            if password_hash is not None and account.password_hash != password_hash:
                 return None
             with audit.act_for(account.name):
                 accounts.open_session(
@@ -80,11 +88,11 @@ class AccountAccess:
         with self._sessions.begin() as session:
             accounts.close_session(session, passwords.digest(cookie), now=self._now())
 
-    def _check_password(self, name: str, password: str) -> bool:
+    def _check_password(self, name: str, password: str) -> str:
         with self._readers() as session:
             account = accounts.find(session, name)
             hashed = account.password_hash if account is not None and account.disabled_at is None else ""
-        return passwords.verify(hashed, password)
+        return hashed if passwords.verify(hashed, password) else ""
 
     def _find_by_token(self, credential: str) -> Person | None:
         if self._token is not None and self._token.matches(credential):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from urllib.parse import urlsplit
 
 from fastapi import APIRouter
@@ -17,6 +18,8 @@ from dicomnode.web.cookies import delete_cookie, local_path, read_cookie, set_co
 from dicomnode.web.forms import Form
 
 __all__ = ["create_router", "find_address", "render_form"]
+
+_log = logging.getLogger(__name__)
 
 _LONGEST_NAME = 64
 _WRONG = "This name and password do not belong together. Try again."
@@ -37,12 +40,13 @@ def create_router(accounts: AccountAccess, provider: Provider | None = None) -> 
         address = find_address(request)
         if wait_s := accounts.throttle.admit(name, address):
             return render_form(target, wait_s=wait_s, provider=provider)
-        if not await accounts.check_password(name, form.get("password", "")):
+        hashed = await accounts.check_password(name, form.get("password", ""))
+        cookie = await run_in_threadpool(accounts.open_session, name, hashed) if hashed else None
+        if cookie is None:
+            _log.warning("web: a log-in as %r from %s was refused", name, address)
             return render_form(target, _WRONG, 401, provider=provider)
         accounts.throttle.forgive(name, address)
-        cookie = await run_in_threadpool(accounts.open_session, name)
-        if cookie is None:
-            return render_form(target, _WRONG, 401, provider=provider)
+        await run_in_threadpool(accounts.close_session, read_cookie(request.headers))
         answer = RedirectResponse(local_path(target), 303)
         set_cookie(answer, request, cookie, accounts.length)
         return answer

@@ -8,6 +8,7 @@ page of this node leads on.
 from __future__ import annotations
 
 import hmac
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -32,6 +33,8 @@ from dicomnode.web.account_login import find_address, render_form
 from dicomnode.web.cookies import local_path, read_cookie, set_cookie
 
 __all__ = ["add_routes", "make_provider"]
+
+_log = logging.getLogger(__name__)
 
 _COOKIE_NAME = "dicomnode-login"
 _OVER = "This log-in is over, or began in another browser. Begin again."
@@ -138,6 +141,7 @@ def add_routes(
             if cookie is None:
                 raise LoginRefused(f"the account of {identity.display_name} is disabled on this node")
         except LoginRefused as error:
+            _log.warning("web: a log-in through the provider from %s was refused: %r", started.address, str(error))
             return render_form(started.target, f"{error}.", 403, provider=provider)
         except ProviderUnreachable as error:
             return render_form(started.target, f"{error}.", 503, provider=provider)
