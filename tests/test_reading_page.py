@@ -297,7 +297,8 @@ def test_a_decision_on_a_held_result_ends_the_wait(web: Web, verdict: str, state
     assert "Held by the output gate" in text
     assert words in text
     assert "Passed the output gate" not in text
-    assert f'/reading?job={job}">Read the result' in web.get(f"/jobs/{job}").text
+    result = "result" if verdict == "accepted" else "discarded result"
+    assert f'/reading?job={job}">Read the {result}' in web.get(f"/jobs/{job}").text
     again = decide(web, job, "accepted", reason="again")
     assert again.status_code == (200 if state is JobState.DONE else 409)
 
