@@ -42,7 +42,13 @@ _PAST_TENSE = {"release": "released", "discard": "discarded", "retry": "run agai
 
 def add_routes(routes: APIRouter, context: WebContext) -> None:
     """Add the routes that the forms are sent to."""
+    _add_job_routes(routes, context)
+    _add_destination_routes(routes, context)
+    _add_quarantine_routes(routes, context)
+    _add_study_routes(routes, context)
 
+
+def _add_job_routes(routes: APIRouter, context: WebContext) -> None:
     @routes.post("/jobs/{id:row}/{decision}")
     def decide(id: int, decision: str, form: Form) -> Response:
         back_path = return_path(form, f"/jobs/{id}")
@@ -54,6 +60,8 @@ def add_routes(routes: APIRouter, context: WebContext) -> None:
             context, back_path, f"{decision}-{id}", lambda session: _decide(session, context, id, decision, form)
         )
 
+
+def _add_destination_routes(routes: APIRouter, context: WebContext) -> None:
     @routes.post("/destinations/{name}/resend")
     def resend(name: str, form: Form) -> Response:
         back_path = return_path(form, "/peers")
@@ -64,6 +72,8 @@ def add_routes(routes: APIRouter, context: WebContext) -> None:
         back_path = return_path(form, "/peers")
         return _commit_or_explain(context, back_path, "try", lambda session: _try_now(session, context, name, form))
 
+
+def _add_quarantine_routes(routes: APIRouter, context: WebContext) -> None:
     @routes.post("/quarantine/{id:row}/{decision}")
     def decide_quarantined(id: int, decision: str, form: Form) -> Response:
         if decision not in ("release", "discard"):
@@ -81,6 +91,8 @@ def add_routes(routes: APIRouter, context: WebContext) -> None:
 
         return _commit_or_explain(context, "/system", f"{done}-{id}", decide)
 
+
+def _add_study_routes(routes: APIRouter, context: WebContext) -> None:
     @routes.post("/studies/{uid}/close")
     def close(uid: str, form: Form) -> Response:
         back_path = f"/studies/{require_uid(uid)}"
