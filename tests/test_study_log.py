@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dicomnode.dimse import peers
-from tests.peers import Node, StoreScp, make_route, write_config
+from tests.peers import Node, StoreScp, make_route, wait_for, write_config
 from tests.peers.kspaces import raw_data
 
 pytestmark = pytest.mark.peers
@@ -38,7 +38,8 @@ def test_each_step_of_a_study_is_one_line(tmp_path: Path, now: datetime, storesc
     with Node(write_config(tmp_path / "node", peers=[storescp.peer], routes=[route])) as node:
         peers.store(node.peer, [raw_data(tmp_path / "raw.dcm", now)], calling_aet="SCANNER")
         assert node.wait_for_job("done", "dead").state == "done"
-        node.wait_until_delivered()
+        node.wait_until_delivered()  # the row is committed before the line is written
+        wait_for(lambda: "delivered to" in node.log, "the line of the delivery", within_s=30)
         lines = node.log.splitlines()
     messages = [match[1] for line in lines if (match := re.search(r" INFO \S+: (.*)", line))]
     assert messages == [
