@@ -192,7 +192,7 @@ def reconstruct(p: Problem, truth: Array, model: Model) -> dict[str, Array]:
         "total variation": max(smooth, key=lambda x: psnr(x, truth)),
         "estimate alone": in_units(p, estimate),
         "one sample": in_units(p, samples[0]),
-        "delivered": in_units(p, mix_images(estimate, torch.stack(samples, dim=1), share)),
+        "delivered": in_units(p, mix_images(estimate, torch.stack(samples).mean(dim=0), share)),
     }
 
 

@@ -117,7 +117,7 @@ def deliver(p: Problem, model: Model, options: inversion.Options) -> Answer:
     seeds = ([1000 * n + i for i in range(len(p.y))] for n in range(options.samples))
     images = [inversion.draw_samples(p, model, options, each, estimate) for each in seeds]
     spread = measure_spread(p, model, model, options, 1)
-    x = mix_images(estimate, torch.stack(images, dim=1), spread.share)
+    x = mix_images(estimate, torch.stack(images).mean(dim=0), spread.share)
     return Answer(x, inversion.count_evaluations(options), lambda: _spread(p, images), lambda: spread.factor)
 
 

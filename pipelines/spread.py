@@ -78,7 +78,9 @@ def measure_spread(
 
 
 def mix_images(estimate: Tensor, mean: Tensor, share: float) -> Tensor:
-    """Return the image: ``share`` times the estimate, the rest the mean of the samples."""
+    """Return the image: ``share`` times the estimate, the rest the mean of the samples, of the same shape."""
+    if estimate.shape != mean.shape:
+        raise ValueError(f"estimate {tuple(estimate.shape)} and mean {tuple(mean.shape)} differ in shape")
     return share * estimate + (1 - share) * mean
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks import reconstruction
 from model_zoo import uncertainty
 from model_zoo.bundle import Model
 from model_zoo.operators import Fourier, centred_fft
@@ -102,6 +103,22 @@ def test_the_share_of_the_estimate_is_that_which_comes_nearest_to_what_was_held_
     assert found.factor(found.share) == pytest.approx(
         uncertainty.spread_factor(residual, 0.0, found.variance), rel=1e-3
     )
+
+
+def test_the_benchmark_mixes_estimate_and_samples_as_the_node_does() -> None:
+    p, model = acquire(PRIOR_SD), white_model()
+    options = inversion.Options(steps=2, mean_steps=2, samples=2)
+    image = reconstruction.deliver(p, model, options).image
+    estimate = inversion.estimate_slices(p, model, options)
+    seeds = [[1000 * n, 1000 * n + 1] for n in range(2)]
+    mean = sum(inversion.draw_samples(p, model, options, each, estimate) for each in seeds) / 2
+    share = spread.measure_spread(p, model, model, options, 1).share
+    torch.testing.assert_close(image, share * estimate + (1 - share) * mean)
+
+
+def test_an_estimate_is_not_mixed_with_samples_of_another_shape() -> None:
+    with pytest.raises(ValueError, match=r"differ in shape"):
+        spread.mix_images(torch.zeros(1, 4, 4), torch.zeros(1, 2, 4, 4), 0.5)
 
 
 def test_a_share_beyond_either_image_is_not_taken() -> None:
