@@ -1,4 +1,4 @@
-"""Reconstructions without a learned prior. Images (batch, a, b), k-space (batch, coil, a, b), complex64."""
+"""Reconstructions without a learned prior. Images are (batch, a, b); data are those of the operator."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from model_zoo.operators import Fourier, cg
+from model_zoo.operators import LinearOperator, cg
 
 __all__ = [
     "cg_sense",
+    "cgls",
     "gradient",
     "gradient_adjoint",
     "haar",
@@ -31,27 +32,42 @@ DB4 = (
 HAAR = (1 / math.sqrt(2), 1 / math.sqrt(2))
 
 
-def zero_filled(A: Fourier, y: Tensor) -> Tensor:
+def zero_filled(A: LinearOperator, y: Tensor) -> Tensor:
     """Return A^H y."""
     return A.H(y)
 
 
-def cg_sense(A: Fourier, y: Tensor, *, ridge: float = 1e-3, iterations: int = 20) -> Tensor:
+def cg_sense(A: LinearOperator, y: Tensor, *, ridge: float = 1e-3, iterations: int = 20) -> Tensor:
     """Return argmin ||A x - y||^2 + ridge ||x||^2 by conjugate gradients (Pruessmann 2001)."""
     AHy = A.H(y)
     return cg(lambda x: A.normal(x) + ridge * x, AHy, torch.zeros_like(AHy), iterations=iterations)
 
 
+def cgls(A: LinearOperator, y: Tensor, *, iterations: int = 15) -> Tensor:
+    """Return the image after ``iterations`` of conjugate gradients on A^H A x = A^H y from 0 (Hestenes & Stiefel 1952).
+
+    The number of iterations regularises: late ones fit the noise.
+    """
+    AHy = A.H(y)
+    return cg(A.normal, AHy, torch.zeros_like(AHy), iterations=iterations)
+
+
 def l1_wavelet(
-    A: Fourier, y: Tensor, weight: float, *, iterations: int = 60, filter: tuple[float, ...] = DB4, levels: int = 3
+    A: LinearOperator,
+    y: Tensor,
+    weight: float,
+    *,
+    iterations: int = 60,
+    filter: tuple[float, ...] = DB4,
+    levels: int = 3,
 ) -> Tensor:
     """Return argmin 1/2 ||A x - y||^2 + weight ||W x||_1 by FISTA (Lustig 2007; Beck & Teboulle 2009).
 
     The step is 1 since ||A|| <= 1. W is the orthonormal wavelet transform with periodic ends; the coarsest scale is not
     penalised.
     """
-    W, WH = wavelet(y.shape[-2:], filter, levels)
     AHy = A.H(y)
+    W, WH = wavelet(AHy.shape[-2:], filter, levels)
     x = z = AHy
     t = 1.0
     for _ in range(iterations):
@@ -63,13 +79,16 @@ def l1_wavelet(
     return x
 
 
-def total_variation(A: Fourier, y: Tensor, weight: float, *, iterations: int = 100) -> Tensor:
+def total_variation(
+    A: LinearOperator, y: Tensor, weight: float, *, iterations: int = 100, start: Tensor | None = None
+) -> Tensor:
     """Return argmin 1/2 ||A x - y||^2 + weight ||grad x||_{2,1} by the primal-dual method (Chambolle & Pock 2011).
 
-    The total variation is isotropic. Steps are 1/3 each, since ||A||^2 + ||grad||^2 <= 1 + 8.
+    The total variation is isotropic. Steps are 1/3 each, since ||A||^2 + ||grad||^2 <= 1 + 8. ``start``: the first
+    image, by default A^H y; one near the solution saves iterations where A^H A is far from a projection.
     """
     step = 1 / 3
-    x = x_bar = A.H(y)
+    x = x_bar = A.H(y) if start is None else start
     p, q = torch.zeros_like(y), gradient(torch.zeros_like(x))
     for _ in range(iterations):
         p = (p + step * (A(x_bar) - y)) / (1 + step)

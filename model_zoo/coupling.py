@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from model_zoo.classical import soft
-from model_zoo.operators import Fourier, cg
+from model_zoo.operators import LinearOperator, cg
 from model_zoo.samplers import data_weight
 
 __all__ = ["CoupledCorrection", "Differences", "slice_factors"]
@@ -77,7 +77,7 @@ class CoupledCorrection:
     ``weight``: one over the size of a usual difference between slices, in units of the images.
     """
 
-    A: Fourier
+    A: LinearOperator
     y: Tensor
     sigma_y: Tensor
     sigma_data: float
@@ -111,6 +111,6 @@ class CoupledCorrection:
     def _normal(self, x: Tensor) -> Tensor:
         return torch.cat([A.normal(x[part]) for A, part in self._chunks()])
 
-    def _chunks(self) -> list[tuple[Fourier, slice]]:
+    def _chunks(self) -> list[tuple[LinearOperator, slice]]:
         parts = [slice(start, start + CHUNK) for start in range(0, len(self.y), CHUNK)]
-        return [(Fourier(self.A.maps[part], self.A.mask[part]), part) for part in parts]
+        return [(self.A.select(part), part) for part in parts]

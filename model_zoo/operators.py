@@ -1,18 +1,32 @@
-"""Linear operators of Cartesian MRI, and conjugate gradients. Arrays are complex64 torch tensors.
+"""Linear operators that samplers and solvers invert, that of Cartesian MRI, and conjugate gradients.
 
-Conventions: images are (batch, a, b), k-space is (batch, coil, a, b), and the centre of either is sample ``n // 2``.
-Inner products conjugate their first argument and are taken per batch element.
+Conventions: images are (batch, a, b). Inner products conjugate their first argument and are taken per batch element. In
+MRI arrays are complex64, k-space is (batch, coil, a, b), and the centre of either is sample ``n // 2``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 
-__all__ = ["Fourier", "centred_fft", "centred_ifft", "cg", "inner", "magnitude", "per_element"]
+__all__ = [
+    "Fourier",
+    "LinearOperator",
+    "Precondition",
+    "centred_fft",
+    "centred_ifft",
+    "cg",
+    "inner",
+    "magnitude",
+    "per_element",
+]
+
+Precondition = Callable[[Tensor], Tensor]
+"""A function r -> M r, M Hermitian positive definite and the same for every call; batched over the first axis."""
 
 _AXES = (-2, -1)
 
@@ -39,6 +53,39 @@ def inner(u: Tensor, v: Tensor) -> Tensor:
 def magnitude(x: Tensor) -> Tensor:
     """Return |x| of images (batch, a, b); of several sets (batch, set, a, b) the root sum of squares, (batch, a, b)."""
     return x.abs() if x.ndim == 3 else x.abs().pow(2).sum(dim=1).sqrt()
+
+
+class LinearOperator(Protocol):
+    """A of y = A x + e, with ||A|| <= 1: what samplers, solvers and measures of fit need of an acquisition.
+
+    Images x and data y are batched over the first axis, and are both real (float32) or both complex (complex64). Data
+    that were not acquired are zero. The noise e has one sd in all acquired data of a batch element.
+    """
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return A x; autograd passes through it."""
+
+    def H(self, y: Tensor) -> Tensor:
+        """Return A^H y, with <A x, y> = <x, A^H y>."""
+
+    def normal(self, x: Tensor) -> Tensor:
+        """Return A^H A x."""
+
+    def precondition(self, gamma: Tensor) -> Precondition | None:
+        """Return an approximation of (I + gamma A^H A)^-1 for :func:`cg`, or None where there is none.
+
+        ``gamma``: (batch,) or (1,), not negative.
+        """
+
+    @property
+    def measured(self) -> Tensor:
+        """Number of data acquired per batch element, real or complex ones; shape (batch,) or (1,)."""
+
+    def select(self, part: slice) -> Self:
+        """Return the operator of a part of the batch elements."""
+
+    def repeat(self, n: int) -> Self:
+        """Return the operator for n images of each batch element, which lie next to each other in the batch."""
 
 
 @dataclass(frozen=True)
@@ -98,33 +145,47 @@ class Fourier:
         """Number of complex samples acquired per batch element, all coils together; shape (batch,)."""
         return self.mask.flatten(1).sum(dim=1) * self.maps.shape[-3]
 
+    def precondition(self, gamma: Tensor) -> None:
+        """Return None: where each sample stands for one frequency, conjugate gradients converge in few iterations."""
+
+    def select(self, part: slice) -> Fourier:
+        """Return the operator of a part of the batch elements; a batch of one stays as it is."""
+        maps, mask = (t if len(t) == 1 else t[part] for t in (self.maps, self.mask))
+        return Fourier(maps, mask)
+
     def repeat(self, n: int) -> Fourier:
         """Return the operator for n images of each batch element, which lie next to each other in the batch."""
         return Fourier(self.maps.repeat_interleave(n, 0), self.mask.repeat_interleave(n, 0))
 
 
-def cg(H: Callable[[Tensor], Tensor], b: Tensor, x: Tensor, *, iterations: int = 10, tolerance: float = 1e-6) -> Tensor:
+def cg(
+    H: Callable[[Tensor], Tensor], b: Tensor, x: Tensor, *, iterations: int = 10, tolerance: float = 1e-6,
+    precondition: Precondition | None = None,
+) -> Tensor:  # fmt: skip
     """Solve H x = b by conjugate gradients from x, H Hermitian positive semi-definite; batched over the first axis.
 
     Every batch element has its own step sizes and stops for itself when ||b - H x|| <= tolerance ||b||
-    (Hestenes & Stiefel 1952, with conjugated inner products).
+    (Hestenes & Stiefel 1952, with conjugated inner products). ``precondition`` M approximates H^-1; both norms are then
+    those of M, ||r||^2 = <r, M r>.
     """
+    M = precondition or (lambda r: r)
     r = b - H(x)
-    p = r
-    rr = inner(r, r).real
-    stop = tolerance**2 * inner(b, b).real
+    p = z = M(r)
+    rz = inner(r, z).real
+    stop = tolerance**2 * inner(b, M(b)).real
     for _ in range(iterations):
-        active = rr > stop
+        active = rz > stop
         if not bool(active.any()):
             break
         Hp = H(p)
-        alpha = torch.where(active, rr / inner(p, Hp).real.clamp_min(torch.finfo(rr.dtype).tiny), 0.0)
+        alpha = torch.where(active, rz / inner(p, Hp).real.clamp_min(torch.finfo(rz.dtype).tiny), 0.0)
         x = x + per_element(alpha, x) * p
         r = r - per_element(alpha, x) * Hp
-        rr_new = inner(r, r).real
-        beta = torch.where(active, rr_new / rr.clamp_min(torch.finfo(rr.dtype).tiny), 0.0)
-        p = r + per_element(beta, x) * p
-        rr = torch.where(active, rr_new, rr)
+        z = M(r)
+        rz_new = inner(r, z).real
+        beta = torch.where(active, rz_new / rz.clamp_min(torch.finfo(rz.dtype).tiny), 0.0)
+        p = z + per_element(beta, x) * p
+        rz = torch.where(active, rz_new, rz)
     return x
 
 

@@ -4,7 +4,8 @@ Conventions (variance exploding, Karras 2022): ``D(x, sigma)`` estimates x0 from
 imaginary parts of n are standard normal, each; so grad log p_sigma(x) = (D(x, sigma) - x) / sigma^2. Likewise the
 parts of the measurement noise e have sd ``sigma_y`` each (a number, or one per batch element). ``sigmas`` descend and
 end in 0; ``noise(x)`` draws n in the shape of x. Images are complex64 (batch, a, b), a batch being slices, samples or
-both, or (batch, set, a, b) where A has sets of maps. D is called len(sigmas) - 1 times unless said otherwise.
+both, or (batch, set, a, b) where A has sets of maps. Where A is real, so are images, noise and data: float32, with no
+imaginary parts. D is called len(sigmas) - 1 times unless said otherwise.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from model_zoo.operators import Fourier, cg, per_element
+from model_zoo.operators import LinearOperator, cg, per_element
 
 __all__ = [
     "Correct",
@@ -48,34 +49,36 @@ def karras_schedule(sigma_max: float, sigma_min: float, steps: int, rho: float =
 
 
 def noise_source(seeds: Sequence[int]) -> Noise:
-    """Return a noise function with one generator per batch element.
+    """Return a noise function with one generator per batch element; complex noise for complex images, else real.
 
     A result then does not depend on the division of a volume into batches.
     """
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def noise(x: Tensor) -> Tensor:
-        parts = [torch.randn(*x.shape[1:], 2, generator=g) for g in generators]
-        return torch.view_as_complex(torch.stack(parts)).to(x.device)
+        shape = (*x.shape[1:], 2) if x.is_complex() else x.shape[1:]
+        n = torch.stack([torch.randn(*shape, generator=g) for g in generators])
+        return (torch.view_as_complex(n) if x.is_complex() else n).to(x.device)
 
     return noise
 
 
 def enforce_consistency(
-    A: Fourier, AHy: Tensor, x0_hat: Tensor, gamma: float | Tensor, *, iterations: int = 5
+    A: LinearOperator, AHy: Tensor, x0_hat: Tensor, gamma: float | Tensor, *, iterations: int = 5
 ) -> Tensor:
     """Return argmin_x ||x - x0_hat||^2 + gamma ||A x - y||^2, from (I + gamma A^H A) x = x0_hat + gamma A^H y.
 
     With gamma = r^2 / sigma_y^2 it is the mean of x0 given y when x0 ~ N(x0_hat, r^2): measured components move to
     the data as far as their noise warrants, the others stay.
     """
-    g = torch.as_tensor(gamma, dtype=torch.float32, device=x0_hat.device)
-    g = per_element(g, x0_hat)
-    return cg(lambda x: x + g * A.normal(x), x0_hat + g * AHy, x0_hat, iterations=iterations)
+    weight = torch.as_tensor(gamma, dtype=torch.float32, device=x0_hat.device)
+    g = per_element(weight, x0_hat)
+    M = A.precondition(weight.reshape(-1))
+    return cg(lambda x: x + g * A.normal(x), x0_hat + g * AHy, x0_hat, iterations=iterations, precondition=M)
 
 
 def dds(
-    D: Denoiser, A: Fourier, y: Tensor, sigmas: Sequence[float], *, sigma_y: float | Tensor, sigma_data: float,
+    D: Denoiser, A: LinearOperator, y: Tensor, sigmas: Sequence[float], *, sigma_y: float | Tensor, sigma_data: float,
     noise: Noise, start: Tensor | float = 0.0, eta: float = 1.0, iterations: int = 5,
 ) -> Tensor:  # fmt: skip
     """Sample by decomposed diffusion sampling (Chung 2024) with the data term matched to the noise.
@@ -104,7 +107,7 @@ def dds(
 
 
 def posterior_mean(
-    D: Denoiser, A: Fourier, y: Tensor, sigmas: Sequence[float], *, sigma_y: float | Tensor, sigma_data: float,
+    D: Denoiser, A: LinearOperator, y: Tensor, sigmas: Sequence[float], *, sigma_y: float | Tensor, sigma_data: float,
     start: Tensor, iterations: int = 5,
 ) -> Tensor:  # fmt: skip
     """Return the annealed estimate of E[x | y]: the loop of :func:`dds` with no noise put back, exact for a Gaussian.
@@ -134,7 +137,7 @@ def anneal(D: Denoiser, sigmas: Sequence[float], start: Tensor, correct: Correct
 
 
 def make_correction(
-    A: Fourier, y: Tensor, *, sigma_y: float | Tensor, sigma_data: float, iterations: int = 5
+    A: LinearOperator, y: Tensor, *, sigma_y: float | Tensor, sigma_data: float, iterations: int = 5
 ) -> Correct:
     """Return :func:`enforce_consistency` with the weight that the noise of the data and the error of x0_hat warrant."""
     AHy = A.H(y)
@@ -146,16 +149,18 @@ def make_correction(
 
 
 def dps(
-    D: Denoiser, A: Fourier, y: Tensor, sigmas: Sequence[float], *, noise: Noise, zeta: float = 3.0,
+    D: Denoiser, A: LinearOperator, y: Tensor, sigmas: Sequence[float], *, noise: Noise, zeta: float = 3.0,
 ) -> Tensor:  # fmt: skip
     """Sample by diffusion posterior sampling (Chung 2023): an ancestral step, then a step down the data's misfit.
 
-    The latter is x -= step * grad_x ||y - A D(x, sigma)||, with the norm, not its square. The step is zeta sqrt(2 n)
-    (sigma - sigma'), n pixels: a multiple of the length of the prior's own step, so that one zeta serves all sizes and
-    schedules. The gradient passes through D, which costs about two more evaluations. The likelihood is approximated by
-    that of the mean, p(y | x0_hat): on a Gaussian it gives the posterior's mean approximately, but not its covariance.
+    The latter is x -= step * grad_x ||y - A D(x, sigma)||, with the norm, not its square. The step is zeta sqrt(n)
+    (sigma - sigma'), n real numbers in an image (two in a complex pixel): a multiple of the length of the prior's own
+    step, so that one zeta serves all sizes and schedules. The gradient passes through D, which costs about two more
+    evaluations. The likelihood is approximated by that of the mean, p(y | x0_hat): on a Gaussian it gives the
+    posterior's mean approximately, but not its covariance.
     """
     x = sigmas[0] * noise(A.H(y))
+    numbers = x[0].numel() * (2 if x.is_complex() else 1)
     for sigma, sigma_next in pairwise(sigmas):
         with torch.enable_grad():
             x = x.detach().requires_grad_(True)
@@ -166,12 +171,12 @@ def dps(
         fresh = sigma_next * math.sqrt(1 - (sigma_next / sigma) ** 2)
         remaining = math.sqrt(max(sigma_next**2 - fresh**2, 0.0))
         x = x0_hat + remaining / sigma * (x - x0_hat) + fresh * noise(x)
-        x = x - zeta * math.sqrt(2 * x[0].numel()) * (sigma - sigma_next) * gradient
+        x = x - zeta * math.sqrt(numbers) * (sigma - sigma_next) * gradient
     return x
 
 
 def score_mri(
-    D: Denoiser, A: Fourier, y: Tensor, sigmas: Sequence[float], *, noise: Noise, snr: float = 0.16
+    D: Denoiser, A: LinearOperator, y: Tensor, sigmas: Sequence[float], *, noise: Noise, snr: float = 0.16
 ) -> Tensor:
     """Sample by Score-MRI (Chung & Ye 2022): predictor, corrector, and data consistency x += A^H (y - A x) after each.
 
@@ -199,7 +204,7 @@ def score_mri(
 
 
 def ald(
-    D: Denoiser, A: Fourier, y: Tensor, sigmas: Sequence[float], *, sigma_y: float | Tensor, noise: Noise,
+    D: Denoiser, A: LinearOperator, y: Tensor, sigmas: Sequence[float], *, sigma_y: float | Tensor, noise: Noise,
     inner_steps: int = 3, rate: float = 0.6,
 ) -> Tensor:  # fmt: skip
     """Sample by Score-ALD (Jalal 2021): annealed Langevin dynamics on the posterior's score.

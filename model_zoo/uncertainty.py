@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from model_zoo.operators import Fourier
+from model_zoo.operators import LinearOperator
 from model_zoo.samplers import enforce_consistency
 
 __all__ = [
@@ -139,17 +139,20 @@ def calibrate_sd(sd: NDArray[np.float32], image: NDArray[np.float32], factor: fl
     return calibrated
 
 
-def chi_square(A: Fourier, x: Tensor, y: Tensor, sigma_y: float | Tensor) -> Tensor:
-    """Return ||y - A x||^2 / (2 m sigma_y^2) per batch element.
+def chi_square(A: LinearOperator, x: Tensor, y: Tensor, sigma_y: float | Tensor) -> Tensor:
+    """Return ||y - A x||^2 / (2 m sigma_y^2) per batch element; without the 2 where y is real.
 
     The m complex samples have real and imaginary parts of noise sd sigma_y each. One means that the image explains the
     data exactly to within their noise; above one it misses signal, below one it fits noise.
     """
     residual = (y - A(x)).abs().flatten(1).pow(2).sum(dim=1)
-    return residual / (2 * A.measured * torch.as_tensor(sigma_y) ** 2)
+    parts = 2 if y.is_complex() else 1
+    return residual / (parts * A.measured * torch.as_tensor(sigma_y) ** 2)
 
 
-def apply_discrepancy_principle(A: Fourier, y: Tensor, x0_hat: Tensor, sigma_y: Tensor, *, limit: Tensor) -> Tensor:
+def apply_discrepancy_principle(
+    A: LinearOperator, y: Tensor, x0_hat: Tensor, sigma_y: Tensor, *, limit: Tensor
+) -> Tensor:
     """Apply the least consistency that brings chi-square down to one, per batch element.
 
     This is the discrepancy principle (Morozov 1966). It solves (I + gamma A^H A) x = x0_hat + gamma A^H y with gamma

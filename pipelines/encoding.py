@@ -110,8 +110,7 @@ class Problem:
     def slices(self, start: int, stop: int) -> Problem:
         """Return the problem of a part of the batch elements."""
         part = slice(start, stop)
-        A = Fourier(self.A.maps[part], self.A.mask[part])
-        return replace(self, A=A, y=self.y[part], sigma_y=self.sigma_y[part], gain=self.gain[part])
+        return replace(self, A=self.A.select(part), y=self.y[part], sigma_y=self.sigma_y[part], gain=self.gain[part])
 
     def select(self, indices: Sequence[int]) -> Problem:
         """Return the problem of the batch elements at ``indices``."""
