@@ -13,13 +13,24 @@ import pytest
 from db import studies
 from db.models import Job
 from db.states import StudyState
-from dicomnode.errors import ConfigError
+from dicomnode.config import Config
+from dicomnode.errors import ConfigError, NotAllowed
 from dicomnode.execution import option_process
 from dicomnode.worklist import orders
 from dicomnode.worklist.performing import Performer
 from tests.web_node import Web
 from tests.web_studies import PEERS, ROUTES, study_uid
-from tests.work_orders import UID, create, make_study, option, order, run_to_canceled, step
+from tests.work_orders import (
+    UID,
+    create,
+    make_study,
+    name_series,
+    option,
+    order,
+    run_to_canceled,
+    series_uid,
+    step,
+)
 from tests.workitems import read, send, to_json
 
 
@@ -161,3 +172,52 @@ def test_a_part_of_a_series_is_refused(web: Web, performer: Performer, is_whole:
     else:
         assert "names a part of series" in run_to_canceled(web, performer)
         assert web.rows(Job) == []
+
+
+def test_a_named_series_that_the_route_does_not_take_is_canceled_by_name(web: Web, performer: Performer) -> None:
+    make_study(web, "a", "localizer")
+    create(web, order("flair-to-dir", InputInformationSequence=name_series(1, 2)))
+    assert run_to_canceled(web, performer) == (
+        f"flair-to-dir cannot use what is named; series {series_uid(2)} is none of its inputs: "
+        "SeriesDescription is 'localizer' (wanted ~(?i)flair)"
+    )
+    assert web.rows(Job) == []
+
+
+def test_named_series_go_before_others_as_further_inputs(tmp_path: Path) -> None:
+    route = ROUTES[0] | {"with": {"t1w": {"SeriesDescription": "~T1"}}}
+    with Web(tmp_path, sections={"worklist": {"enabled": True}, "peers": PEERS, "routes": [route]}) as web:
+        performer = Performer(web.sessions, web.config)
+        make_study(web, "a", "T1 before", "T1 after")
+        create(web, order("flair-to-dir", InputInformationSequence=name_series(1, 3)))
+        step(web, performer)
+        with web.sessions() as session:
+            (job,) = session.query(Job)
+            taken = {(each.name, each.instance.series.series_uid) for each in job.inputs}
+            assert taken == {("match", series_uid(1)), ("t1w", series_uid(3))}
+        create(web, order("flair-to-dir", InputInformationSequence=name_series(1, 2, 3)), "1.2.9")
+        step(web, performer)
+        (item,) = read(web.client, "1.2.9").ProcedureStepProgressInformationSequence
+        assert f"series {series_uid(3)} is none of its inputs: another series is already the input t1w" in (
+            item.ReasonForCancellation
+        )
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ({"StudyInstanceUID": study_uid("a")}, "names a whole study beside series of it"),
+        (
+            {"StudyInstanceUID": study_uid("a"), "ReferencedSOPSequence": [{"ReferencedSOPInstanceUID": "1.2"}]},
+            "names instances without their series",
+        ),
+        ({"TypeOfInstances": "CDA"}, "names no study; one is a must"),
+    ],
+)
+def test_input_items_of_which_a_part_would_be_ignored_are_refused(
+    tmp_path: Path, item: dict[str, Any], message: str
+) -> None:
+    config = Config(routes=ROUTES, path=tmp_path / "node.toml")
+    values = order("flair-to-dir", InputInformationSequence=[*name_series(1), item])
+    with pytest.raises(NotAllowed, match=message):
+        orders.read_order(UID, values, config)

@@ -37,6 +37,7 @@ __all__ = [
     "explain_file",
     "explain_routes",
     "explain_study",
+    "explain_unused",
     "reason_unroutable",
     "route_complete_studies",
 ]
@@ -98,7 +99,7 @@ def explain_study(session: Session, study: Study, routes: Sequence[Route]) -> li
     if reason := reason_unroutable(snapshot):
         return [RouteExplanation(route.name, route.pipeline, (), (), reason) for route in routes]
     usable = snapshot.usable_series
-    series = [SeriesAttributes(each.instances[0].series.series_uid, each.attributes) for each in usable]
+    series = [SeriesAttributes(each.series_uid, each.attributes) for each in usable]
     explanations = explain_routes(routes, series)
     return [_add_retrievals(snapshot, each, route) for each, route in zip(explanations, routes, strict=True)]
 
@@ -147,13 +148,30 @@ def enqueue_now(
 ) -> list[Job]:
     """Enqueue the jobs of one route on the version in force, with the prior examination that is here.
 
-    ``series_uids``: series of which alone jobs are made; empty: all that match.
+    ``series_uids``: series of which alone jobs are made, and which go before others as further inputs; empty: all that
+    match.
     """
-    matched, further, _ = _collect_inputs(snapshot, route)
-    if series_uids:
-        matched = [each for each in matched if each.instances[0].series.series_uid in series_uids]
+    matched, further, _ = _collect_inputs(snapshot, route, series_uids)
     current = None if route.model else deployments.choose_current(snapshot.session, route.pipeline)
     return _enqueue(snapshot.session, snapshot.study, config, route, matched, further, current, now)
+
+
+def explain_unused(snapshot: StudySnapshot, route: Route, series_uids: Collection[str]) -> dict[str, str]:
+    """Return why the jobs of ``enqueue_now`` take nothing of a named series, by the UID of each such series."""
+    matched, further, _ = _collect_inputs(snapshot, route, series_uids)
+    used = {row.id for each in matched for row in each.instances} | {id for ids in further.values() for id in ids}
+    return {
+        each.series_uid: _explain_unused_series(route, each)
+        for each in snapshot.usable_series
+        if each.series_uid in series_uids and used.isdisjoint(row.id for row in each.instances)
+    }
+
+
+def _explain_unused_series(route: Route, series: SeriesInput) -> str:
+    taken = [name for name, match in route.with_.items() if series.matches(match)]
+    if taken:
+        return f"another series is already the input {taken[0]}"
+    return _describe_failed(route, SeriesAttributes(series.series_uid, series.attributes))
 
 
 def _log_routed(study_id: int, made: Sequence[Job], nothing: str) -> None:
@@ -194,12 +212,17 @@ def _route_study(snapshot: StudySnapshot, config: Config, now: datetime) -> list
 
 
 def _collect_inputs(
-    snapshot: StudySnapshot, route: Route
+    snapshot: StudySnapshot, route: Route, series_uids: Collection[str] = ()
 ) -> tuple[list[SeriesInput], dict[str, list[int]], priors.Prior | None]:
-    """Return the series that the route matches, the instances of all other inputs by name, and the prior if any."""
-    matched = [each for each in snapshot.usable_series if each.matches(route.match)]
+    """Return the series that the route matches, the instances of all other inputs by name, and the prior if any.
+
+    ``series_uids``: those that alone are matched, and are the first choice for the other inputs; empty: no choice.
+    """
+    usable = sorted(snapshot.usable_series, key=lambda each: each.series_uid not in series_uids)
+    named = [each for each in usable if not series_uids or each.series_uid in series_uids]
+    matched = [each for each in named if each.matches(route.match)]
     prior = priors.find_local_prior(snapshot, route) if matched and route.prior else None
-    further = select_inputs(route.with_, snapshot.usable_series) | (dict(prior.inputs) if prior else {})
+    further = select_inputs(route.with_, usable) | (dict(prior.inputs) if prior else {})
     return matched, further, prior
 
 
@@ -301,8 +324,11 @@ def _describe_match(route: Route, series: Sequence[SeriesAttributes], matched: S
         without = f"; no series for {', '.join(missing)}" if missing else ""
         return "matched on " + ", ".join(held) + without
     nearest = min(series, key=lambda each: sum(not result.holds for result in _evaluate("", route.match, each)))
-    failed = [_describe_result(result) for result in _evaluate("", route.match, nearest) if not result.holds]
-    return "no series matches; nearest failed on " + ", ".join(failed)
+    return f"no series matches; nearest failed on {_describe_failed(route, nearest)}"
+
+
+def _describe_failed(route: Route, series: SeriesAttributes) -> str:
+    return ", ".join(_describe_result(each) for each in _evaluate("", route.match, series) if not each.holds)
 
 
 def _describe_result(result: ConditionResult) -> str:

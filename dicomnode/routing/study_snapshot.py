@@ -25,6 +25,11 @@ class SeriesInput:
     attributes: Mapping[str, Any]
     instances: list[Instance]
 
+    @property
+    def series_uid(self) -> str:
+        """The UID of the series."""
+        return self.instances[0].series.series_uid
+
     def matches(self, conditions: Mapping[str, Condition]) -> bool:
         """Return whether the series meets all conditions."""
         return matches(conditions, self.attributes)

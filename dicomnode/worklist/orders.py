@@ -78,14 +78,7 @@ def _parse_start(start: str, local: datetime) -> datetime | None:
 
 def read_order(uid: str, attributes: Elements, config: Config) -> Order:
     """Read what a workitem orders. Raises NotAllowed with the reason for what this node cannot do."""
-    items = dicom.items(attributes, "InputInformationSequence")
-    study_uids = {dicom.text(item, "StudyInstanceUID") for item in items} - {""}
-    if len(study_uids) != 1:
-        what = "several studies" if study_uids else "no study"
-        raise NotAllowed(f"the Input Information Sequence names {what}; one is a must")
-    series_uids = frozenset(dicom.text(item, "SeriesInstanceUID") for item in items) - {""}
-    references = [each for item in items for each in dicom.items(item, "ReferencedSOPSequence")]
-    sop_instance_uids = frozenset(dicom.text(each, "ReferencedSOPInstanceUID") for each in references) - {""}
+    study_uid, series_uids, sop_instance_uids = _read_inputs(attributes)
     route = _find_route(find_own_code(attributes), bool(series_uids), config)
     options = dict(route.options) | _read_options(attributes)
     changes: dict[str, Any] = {
@@ -97,7 +90,23 @@ def read_order(uid: str, attributes: Elements, config: Config) -> Order:
     if destinations := _read_destinations(attributes, config):
         changes["destinations"] = destinations
     own = route.model_copy(update=changes)
-    return Order(own, study_uids.pop(), series_uids, sop_instance_uids, dicom.text(attributes, "PatientID"))
+    return Order(own, study_uid, series_uids, sop_instance_uids, dicom.text(attributes, "PatientID"))
+
+
+def _read_inputs(attributes: Elements) -> tuple[str, frozenset[str], frozenset[str]]:
+    """Return the UIDs of study, series and instances. Raises NotAllowed for items of which a part would be ignored."""
+    items = dicom.items(attributes, "InputInformationSequence")
+    study_uids = {dicom.text(item, "StudyInstanceUID") for item in items}
+    if len(study_uids) != 1 or "" in study_uids:
+        what = "several studies" if len(study_uids - {""}) > 1 else "no study"
+        raise NotAllowed(f"the Input Information Sequence names {what}; one is a must")
+    series_uids = frozenset(dicom.text(item, "SeriesInstanceUID") for item in items)
+    references = [dicom.items(item, "ReferencedSOPSequence") for item in items]
+    if "" in series_uids and (len(series_uids) > 1 or any(references)):
+        what = "instances without their series" if any(references) else "a whole study beside series of it"
+        raise NotAllowed(f"the Input Information Sequence names {what}")
+    sop_instance_uids = {dicom.text(each, "ReferencedSOPInstanceUID") for those in references for each in those}
+    return study_uids.pop(), series_uids - {""}, frozenset(sop_instance_uids) - {""}
 
 
 def _find_route(name: str, has_series: bool, config: Config) -> Route:

@@ -150,6 +150,9 @@ class Performer:
         except NotAllowed as refusal:
             return str(refusal)
         snapshot = StudySnapshot(session, study)
+        if unused := routing.explain_unused(snapshot, order.route, order.series_uids):
+            reasons = [f"series {uid} is none of its inputs: {why}" for uid, why in sorted(unused.items())]
+            return f"{orders.find_own_code(row.attributes)} cannot use what is named; {'; '.join(reasons)}"
         made = routing.enqueue_now(snapshot, order.route, self._config, now, series_uids=order.series_uids)
         for job in made:
             detail = {"uid": row.uid, "destinations": list(order.route.destinations)}
@@ -192,7 +195,7 @@ def _reason_to_wait(session: Session, order: Order) -> str:
     if why := trials.reason_unable(session, study):
         return why
     held = StudySnapshot(session, study).usable_series
-    if missing := order.series_uids - {each.instances[0].series.series_uid for each in held}:
+    if missing := order.series_uids - {each.series_uid for each in held}:
         return f"{len(missing)} of its series are not here"
     instances = {row.sop_instance_uid for each in held for row in each.instances}
     missing = order.sop_instance_uids - instances
@@ -209,5 +212,4 @@ def _check_study(session: Session, order: Order) -> None:
     for each in StudySnapshot(session, study).usable_series:
         instances = {row.sop_instance_uid for row in each.instances}
         if 0 < len(instances & order.sop_instance_uids) < len(instances):
-            uid = each.instances[0].series.series_uid
-            raise NotAllowed(f"the workitem names a part of series {uid}; this node processes whole series")
+            raise NotAllowed(f"the workitem names a part of series {each.series_uid}; this node processes whole series")
