@@ -1,17 +1,17 @@
-"""The tables of the worklist: workitems (Unified Procedure Steps), subscriptions, and events that wait to be sent."""
+"""The tables of the worklist: workitems (Unified Procedure Steps), their studies, subscriptions, and waiting events."""
 
 from __future__ import annotations
 
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Index, UniqueConstraint
+from sqlalchemy import ForeignKey, Index, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
 from db.base import Base, Pk, Uid
 from db.states import WorkitemState
 
-__all__ = ["Workitem", "WorkitemEvent", "WorkitemSubscription"]
+__all__ = ["Workitem", "WorkitemEvent", "WorkitemStudy", "WorkitemSubscription"]
 
 
 class Workitem(Base):
@@ -37,6 +37,18 @@ class Workitem(Base):
     ended_at: Mapped[datetime | None]
 
     __table_args__ = (Index(None, "state", "id"), Index(None, "patient_id"))
+
+
+class WorkitemStudy(Base):
+    """Study that a workitem names as input, here or not; retention keeps it while the workitem is open."""
+
+    __tablename__ = "workitem_studies"
+
+    id: Mapped[Pk]
+    workitem_id: Mapped[int] = mapped_column(ForeignKey("workitems.id"))
+    study_uid: Mapped[Uid]
+
+    __table_args__ = (UniqueConstraint("workitem_id", "study_uid"), Index(None, "study_uid"))
 
 
 class WorkitemSubscription(Base):

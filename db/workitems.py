@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from db import audit
 from db.models import Job, Workitem
 from db.states import WORKITEM_PREFIX, WorkitemState
-from db.workitem_rows import WorkitemEvent, WorkitemSubscription
+from db.workitem_rows import WorkitemEvent, WorkitemStudy, WorkitemSubscription
 
 __all__ = [
     "OPEN",
@@ -21,17 +21,24 @@ __all__ = [
     "add",
     "add_event",
     "count",
+    "count_by_state",
     "count_subscribers",
     "delete_ended",
     "delete_events",
     "find",
+    "find_subscription",
     "list_jobs",
+    "list_newest",
+    "list_open_of_study",
     "list_own",
     "list_scheduled",
     "list_subscribers",
+    "list_unclaimed",
     "lock",
+    "lock_open",
     "remove_events",
     "scan",
+    "set_studies",
     "subscribe",
     "transition",
     "uid_of_route",
@@ -71,6 +78,22 @@ def add(session: Session, row: Workitem, *, who: str, now: datetime) -> None:
     )  # fmt: skip
 
 
+def set_studies(session: Session, row: Workitem, study_uids: Collection[str]) -> None:
+    """Record the studies that a workitem names as inputs, in place of those that it named before."""
+    mine = WorkitemStudy.workitem_id == row.id
+    session.execute(delete(WorkitemStudy).where(mine))
+    session.add_all(WorkitemStudy(workitem_id=row.id, study_uid=uid) for uid in sorted(study_uids))
+    session.flush()
+
+
+def list_open_of_study(session: Session, study_uid: str) -> Sequence[Workitem]:
+    """Return the open workitems that name a study as input, the oldest first."""
+    query = select(Workitem).join(WorkitemStudy, WorkitemStudy.workitem_id == Workitem.id)
+    return session.scalars(
+        query.where(WorkitemStudy.study_uid == study_uid, Workitem.state.in_(OPEN)).order_by(Workitem.id)
+    ).all()
+
+
 def transition(session: Session, row: Workitem, state: WorkitemState, *, reason: str, now: datetime) -> None:
     """Change the state, with its event in the audit trail. Raises InvalidTransition."""
     audit.transition(session, row, state, reason=reason, now=now)
@@ -94,10 +117,36 @@ def scan(session: Session, *, states: Collection[WorkitemState] = (), patient_id
     yield from session.scalars(query)
 
 
+def count_by_state(session: Session) -> dict[WorkitemState, int]:
+    """Return the number of workitems in each state that has any."""
+    query = select(Workitem.state, func.count(Workitem.id)).group_by(Workitem.state)
+    return {row[0]: row[1] for row in session.execute(query)}
+
+
+def list_newest(
+    session: Session, state: WorkitemState | None = None, *, limit: int | None, offset: int = 0
+) -> Sequence[Workitem]:
+    """Return the workitems, or those in a state, the newest first."""
+    query = select(Workitem).order_by(Workitem.id.desc()).limit(limit).offset(offset)
+    return session.scalars(query if state is None else query.where(Workitem.state == state)).all()
+
+
 def list_scheduled(session: Session, *, after: int, limit: int) -> Sequence[Workitem]:
     """Return the next workitems that nobody has claimed, in the order of their creation."""
     query = select(Workitem).where(Workitem.state == WorkitemState.SCHEDULED, Workitem.id > after)
     return session.scalars(query.order_by(Workitem.id).limit(limit)).all()
+
+
+def list_unclaimed(session: Session, *, after: int, before: datetime, limit: int) -> Sequence[Workitem]:
+    """Return the next workitems that nobody has claimed and that did not change since a moment, the oldest first."""
+    query = select(Workitem).where(Workitem.state == WorkitemState.SCHEDULED, Workitem.id > after)
+    return session.scalars(query.where(Workitem.updated_at < before).order_by(Workitem.id).limit(limit)).all()
+
+
+def lock_open(session: Session, *, after: int, limit: int) -> Sequence[Workitem]:
+    """Return the next open workitems, locked until the transaction ends, in the order of their creation."""
+    query = select(Workitem).where(Workitem.state.in_(OPEN), Workitem.id > after).order_by(Workitem.id)
+    return session.scalars(query.limit(limit).with_for_update().execution_options(populate_existing=True)).all()
 
 
 def list_own(session: Session) -> Sequence[str]:
@@ -127,6 +176,7 @@ def delete_ended(session: Session, *, before: datetime, locked_before: datetime,
     rows = session.scalars(select(Workitem).where(old).order_by(Workitem.id).limit(limit).with_for_update()).all()
     for row in rows:
         session.execute(delete(WorkitemSubscription).where(WorkitemSubscription.uid == row.uid))
+        set_studies(session, row, ())
         audit.append(
             session, subject=row.__tablename__, subject_id=row.id, event="deleted", detail={"uid": row.uid}, now=now
         )
@@ -138,8 +188,7 @@ def subscribe(
     session: Session, ae_title: str, uid: str, *, deletion_lock: bool, matching: Mapping[str, str], now: datetime
 ) -> None:
     """Add a subscription, or replace its deletion lock and search keys."""
-    query = select(WorkitemSubscription).where(WorkitemSubscription.ae_title == ae_title)
-    row = session.scalar(query.where(WorkitemSubscription.uid == uid).with_for_update())
+    row = find_subscription(session, ae_title, uid)
     if row is None:
         row = WorkitemSubscription(ae_title=ae_title, uid=uid, created_at=now)
         session.add(row)
@@ -147,12 +196,18 @@ def subscribe(
     session.flush()
 
 
+def find_subscription(session: Session, ae_title: str, uid: str) -> WorkitemSubscription | None:
+    """Return the subscription of an AE title to a UID, locked until the transaction ends, or None."""
+    query = select(WorkitemSubscription).where(WorkitemSubscription.ae_title == ae_title)
+    return session.scalar(query.where(WorkitemSubscription.uid == uid).with_for_update())
+
+
 def unsubscribe(session: Session, ae_title: str, uid: str = "") -> int:
     """Remove the subscription of an AE title to a UID, or all that it has; return how many."""
     mine = [WorkitemSubscription.ae_title == ae_title, *([WorkitemSubscription.uid == uid] if uid else [])]
-    ids = session.scalars(select(WorkitemSubscription.id).where(*mine)).all()
-    session.execute(delete(WorkitemSubscription).where(WorkitemSubscription.id.in_(ids)))
-    return len(ids)
+    count = session.scalar(select(func.count(WorkitemSubscription.id)).where(*mine)) or 0
+    session.execute(delete(WorkitemSubscription).where(*mine))
+    return count
 
 
 def list_subscribers(session: Session, uid: str) -> Sequence[WorkitemSubscription]:

@@ -13,7 +13,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import joinedload, selectinload
 
 from db import deployments as deployment_rows
-from db import quarantine
+from db import quarantine, workitems
 from db import studies as study_rows
 from db.models import Delivery, Deployment, Instance, Job, JobInput, Output, Series, Study
 from db.states import DeliveryState, JobState, ProofState
@@ -101,6 +101,9 @@ def describe_study(session: Session, study: Study, *, most_series: int | None = 
         "quarantined": quarantine.count_undecided(session, study.study_uid),
         "series": series,
         "jobs": [_summarize_job(each) for each in session.scalars(mine)],
+        "workitems": [
+            {"uid": each.uid, "state": each.state} for each in workitems.list_open_of_study(session, study.study_uid)
+        ],
     }
 
 

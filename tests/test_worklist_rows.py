@@ -6,7 +6,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from functools import partial
+from pathlib import Path
 from threading import Barrier
+from typing import Any
 
 import pytest
 from sqlalchemy import select
@@ -15,17 +17,19 @@ from sqlalchemy.orm import Session, sessionmaker
 from db import audit, workitems
 from db.models import Event, Workitem
 from db.states import WorkitemState
+from dicomnode.config import Config
 from dicomnode.datasets.json_elements import Elements
 from dicomnode.errors import WorkitemRefused
-from dicomnode.worklist import events, transactions
+from dicomnode.worklist import events, subscribing, transactions
+from dicomnode.worklist.performing import Performer
 from tests.workitems import make_workitem, to_json
 
 Sessions = sessionmaker[Session]
 
 
-def create(sessions: Sessions, uid: str, now: datetime) -> None:
+def create(sessions: Sessions, uid: str, now: datetime, **changes: Any) -> None:
     with sessions.begin() as session:
-        transactions.create(session, uid, make_workitem(), most=100, who="test", now=now)
+        transactions.create(session, uid, make_workitem(**changes), most=100, who="test", now=now)
 
 
 def change(sessions: Sessions, uid: str, state: str, transaction_uid: str, now: datetime) -> None:
@@ -150,3 +154,83 @@ def test_who_follows_the_worklist_follows_its_workitems(sessions: Sessions, now:
     with sessions() as session:
         rows = workitems.list_subscribers(session, "1.2.1")
         assert [(row.ae_title, row.deletion_lock) for row in rows] == [("EVERY", False), ("SOME", True)]
+
+
+def test_a_subscription_follows_present_workitems_in_parts(
+    sessions: Sessions, now: datetime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subscribing, "AT_ONCE", 2)
+    for at in range(5):
+        create(sessions, f"1.2.{at}", now, PatientID="P-1" if at != 1 else "P-2")
+
+    def subscribe(session: Session) -> None:
+        keys = {"PatientID": "P-1"}
+        subscribing.subscribe(session, "ME", events.MATCHING, deletion_lock=True, keys=keys, now=now)
+
+    def follow(after: int) -> tuple[int | None, list[str]]:
+        with sessions.begin() as session:
+            last = subscribing.follow_present(session, "ME", events.MATCHING, after=after, now=now)
+            waiting = workitems.waiting_events(session, "ME", limit=10)
+            return last, [each.content["00001000"]["Value"][0] for each in waiting]
+
+    with sessions.begin() as session:
+        subscribe(session)
+    assert follow(0) == (2, ["1.2.0"])
+    create(sessions, "1.2.9", now)  # other requests run between the parts
+    assert follow(2) == (4, ["1.2.0", "1.2.9", "1.2.2", "1.2.3"])
+    with sessions.begin() as session:
+        assert workitems.list_subscribers(session, "1.2.3")[0].deletion_lock
+        subscribing.unsubscribe(session, "ME", events.MATCHING, now=now)
+    assert follow(4)[0] is None
+    with sessions() as session:
+        assert not workitems.list_subscribers(session, "1.2.4"), "it has left meanwhile"
+
+
+def test_content_of_event_reports_is_bounded(sessions: Sessions, now: datetime) -> None:
+    many = [{"CodeValue": f"S{at}", "CodingSchemeDesignator": "99X", "CodeMeaning": "s" * 64} for at in range(99)]
+    progress = {"ProcedureStepProgressInformationSequence": [{"ProcedureStepProgressParametersSequence": many}]}
+    parameters = to_json({"ScheduledStationNameCodeSequence": many})
+    long = to_json(progress)
+    message = "longer than 16384 characters"
+    with pytest.raises(WorkitemRefused, match=message):
+        create(sessions, "1.2.1", now, ScheduledStationNameCodeSequence=many)
+    create(sessions, "1.2.1", now)
+    for update in (long, parameters):
+        with pytest.raises(WorkitemRefused, match=message), sessions.begin() as session:
+            transactions.update(session, "1.2.1", update, "", now)
+    codes = to_json({"ProcedureStepDiscontinuationReasonCodeSequence": many})
+    with pytest.raises(WorkitemRefused, match=message), sessions.begin() as session:
+        transactions.request_cancellation(session, "1.2.1", codes, who="test", now=now)
+    with sessions.begin() as session:
+        longest = to_json({"ReasonForCancellation": "ü" * 10_000})
+        transactions.request_cancellation(session, "1.2.1", longest, who="test", now=now)
+
+
+def test_what_nobody_claims_is_canceled_in_time_and_what_is_claimed_or_recent_stays(
+    sessions: Sessions, now: datetime, tmp_path: Path
+) -> None:
+    late, days = now + timedelta(days=91), timedelta(days=1)
+    settings = {"enabled": True, "performs": False}
+    config = Config.model_validate({"path": tmp_path / "node.toml", "worklist": settings})
+    for uid in ("1.2.1", "1.2.2"):
+        create(sessions, uid, now)
+    create(sessions, "1.2.3", now, ScheduledProcedureStepStartDateTime="20270101")
+    create(sessions, "1.2.4", now + 2 * days)
+    change(sessions, "1.2.2", "IN PROGRESS", "1.9", now)
+
+    def read_states(moment: datetime) -> dict[str, str]:
+        performer = Performer(sessions, config)
+        performer.step(now=lambda: moment)
+        with sessions() as session:
+            return {row.uid: str(row.state) for row in session.scalars(select(Workitem))}
+
+    open_ones = {"1.2.2": "IN PROGRESS", "1.2.3": "SCHEDULED", "1.2.4": "SCHEDULED"}
+    assert read_states(late - 2 * days) == open_ones | {"1.2.1": "SCHEDULED"}
+    assert read_states(late) == open_ones | {"1.2.1": "CANCELED"}
+    with sessions() as session:
+        row = workitems.find(session, "1.2.1")
+        assert row is not None
+        (progress,) = row.attributes["00741002"]["Value"]
+        assert progress["00741238"]["Value"] == ["nobody claimed it within 90 days"]
+    assert "1.2.1" not in read_states(late + 31 * days)
+    assert read_states(late + timedelta(days=1000)).get("1.2.2") == "IN PROGRESS"

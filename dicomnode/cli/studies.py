@@ -58,6 +58,9 @@ def show(ctx: typer.Context, uid: StudyUid, as_json: context.AsJson = False) -> 
     context.print_title("Series")
     series = [row | {"series": template_filters.shorten_uid(row["series_uid"])} for row in facts["series"]]
     context.print_rows(series, ["modality", "description", "instances", "series"], as_json=False, nothing="no series")
+    if facts["workitems"]:
+        context.print_title("Open workitems, for which retention keeps the study")
+        context.print_rows(facts["workitems"], ["uid", "state"], as_json=False)
     context.print_title("Jobs")
     columns = ["id", "route", "state", "results", "delivered", "reason"]
     none = "no job: 'dicomnode studies explain' says which routes match and why not"

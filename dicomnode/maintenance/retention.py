@@ -1,11 +1,11 @@
 """Retention: sources and results expire when they are delivered and old enough, never when held, failed or awaited.
 
 A study's sources go when all its jobs are over and delivered, no job of another study still takes them, no search
-brings more of it, and no route may want it as the next study's earlier examination. A job's results go when every
-object is where it should be, proven by the destinations that are asked to prove it. A job without destinations has
-delivered nothing: what it made stays, its sources too, unless its route states ``keep_results_days``: then its end
-counts in place of a delivery. A trial without destinations keeps no sources once it has ended, and its results go when
-they are old enough.
+brings more of it, no open workitem names it, and no route may want it as the next study's earlier examination. A job's
+results go when no open workitem names their study, and every object is where it should be, proven by the destinations
+that are asked to prove it. A job without destinations has delivered nothing: what it made stays, its sources too,
+unless its route states ``keep_results_days``, or [worklist] for what workitems order: then its end counts in place of a
+delivery. A trial without destinations keeps no sources once it has ended, and its results go when they are old enough.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 
 from db import engine as engines
-from db import notifications, retention
+from db import notifications, retention, workitems
 from db.models import Delivery, Job, Study
 from db.states import DeliveryState, JobState
 from dicomnode.commitment import proving
@@ -93,7 +93,8 @@ class Retention:
 
 def shortest_days(config: Config) -> float:
     """Return the shortest retention period in days; 0 where nothing ever expires."""
-    periods = [config.retention.sources_days, config.retention.results_days, config.retention.unrouted_days]
+    section = config.retention
+    periods = [section.sources_days, section.results_days, section.unrouted_days, config.worklist.keep_results_days]
     of_routes = [each for route in config.routes for each in (route.keep_sources_days, route.keep_results_days)]
     return min((each for each in [*periods, *of_routes] if each), default=0.0)
 
@@ -128,12 +129,20 @@ def explain_kept(session: Session, study: Study, config: Config, *, now: datetim
         return "a job of another study takes it"
     if retention.has_open_retrievals(session, study):
         return "something is being fetched"
+    if reason := _explain_workitem(session, study, config):
+        return reason
     days = _source_days(config, jobs)
     if not days or now < _last_activity(study, jobs, config) + timedelta(days=days):
         return "it is not old enough"
     if not config.retention.delete_committed and retention.has_committed_sources(session, study):
         return _COMMITTED
     return _describe_use_as_prior(session, study, config, now)
+
+
+def _explain_workitem(session: Session, study: Study, config: Config) -> str:
+    """Return which open workitem names the study as input, or ""; none counts where the worklist is not enabled."""
+    found = workitems.list_open_of_study(session, study.study_uid) if config.worklist.enabled else ()
+    return f"workitem {found[0].uid} is {found[0].state}" if found else ""
 
 
 def is_settled(job: Job, config: Config) -> bool:
@@ -153,9 +162,16 @@ def is_settled(job: Job, config: Config) -> bool:
 
 
 def _stays_on_purpose(job: Job, config: Config) -> bool:
-    """Return whether the job delivers nothing, and its route states how long the results are kept all the same."""
+    """Return whether the job delivers nothing, and node.toml states how long the results are kept all the same."""
+    return not job.destinations and bool(_stated_days(job, config))
+
+
+def _stated_days(job: Job, config: Config) -> float:
+    """Return how long the results of a job without destinations are kept, as its route states, or [worklist]; or 0."""
     route = config.find_route(job.route)
-    return not job.destinations and route is not None and bool(route.keep_results_days)
+    if route is not None and route.keep_results_days is not None:
+        return route.keep_results_days
+    return config.worklist.keep_results_days if workitems.uid_of_route(job.route) else 0.0
 
 
 def _explain_unproven(job: Job, config: Config) -> str:
@@ -194,11 +210,12 @@ def _may_go(session: Session, study: Study, config: Config, now: datetime) -> bo
 
 def _is_due(session: Session, job: Job, config: Config, now: datetime) -> bool:
     """Return whether the job has results that may expire."""
-    days = _days(config, job.route, "keep_results_days", config.retention.results_days)
+    own = 0.0 if job.destinations else _stated_days(job, config)
+    days = own or _days(config, job.route, "keep_results_days", config.retention.results_days)
     there = _list_ends(job, config)
     if not days or not there or now < max(there) + timedelta(days=days):
         return False
-    if not is_settled(job, config) or _explain_unproven(job, config):
+    if not is_settled(job, config) or _explain_unproven(job, config) or _explain_workitem(session, job.study, config):
         return False
     compared = select(Job.id).where(Job.shadow_of_id == job.id, Job.state.in_((JobState.READY, JobState.RUNNING)))
     held = any(output.expired_at is None for output in job.outputs)

@@ -168,9 +168,9 @@ def explain_unused(snapshot: StudySnapshot, route: Route, series_uids: Collectio
 
 
 def _explain_unused_series(route: Route, series: SeriesInput) -> str:
-    taken = [name for name, match in route.with_.items() if series.matches(match)]
-    if taken:
-        return f"another series is already the input {taken[0]}"
+    inputs = [name for name, match in route.with_.items() if series.matches(match)]
+    if inputs:
+        return f"another series is already the input {inputs[0]}"
     return _describe_failed(route, SeriesAttributes(series.series_uid, series.attributes))
 
 
@@ -219,8 +219,8 @@ def _collect_inputs(
     ``series_uids``: those that alone are matched, and are the first choice for the other inputs; empty: no choice.
     """
     usable = sorted(snapshot.usable_series, key=lambda each: each.series_uid not in series_uids)
-    named = [each for each in usable if not series_uids or each.series_uid in series_uids]
-    matched = [each for each in named if each.matches(route.match)]
+    candidates = [each for each in usable if not series_uids or each.series_uid in series_uids]
+    matched = [each for each in candidates if each.matches(route.match)]
     prior = priors.find_local_prior(snapshot, route) if matched and route.prior else None
     further = select_inputs(route.with_, usable) | (dict(prior.inputs) if prior else {})
     return matched, further, prior

@@ -10,7 +10,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 from starlette.responses import HTMLResponse, Response
 
-from db import contents, overview, quarantine, readings, studies, trail
+from db import contents, overview, quarantine, readings, studies, trail, workitems
 from db.contents import DeliverySummary, ResultSeries
 from db.models import Job, Study
 from db.states import JobState, StudyState
@@ -120,6 +120,7 @@ def _study_page(session: Session, context: WebContext, study: Study, message: st
         study=study,
         tally=tally,
         progress=study_progress.describe_study_progress(study, tally, typical, context.now()),
+        workitems=workitems.list_open_of_study(session, study.study_uid),
         series=series[:MOST_SERIES],
         quarantined=quarantine.count_undecided(session, study.study_uid),
         has_more_series=len(series) > MOST_SERIES,

@@ -258,8 +258,18 @@ def _subscribe(worklist: Worklist, request: Request) -> Response:
             session, ae_title, uid, deletion_lock=lock == "true", keys=parameters.keys, now=now
         )
     )
+    after = _follow_part(worklist, ae_title, uid, 0)
+    while after is not None:
+        after = _follow_part(worklist, ae_title, uid, after)
     address = f"{base_url(request)}{worklist.prefix}/subscribers/{quote(ae_title)}"
     return Response(None, 201, {"Content-Location": f"ws{address.removeprefix('http')}"})
+
+
+def _follow_part(worklist: Worklist, ae_title: str, uid: str, after: int) -> int | None:
+    """Follow the next present workitems in a transaction of their own; return where to go on, or None."""
+    return worklist.write(
+        lambda session, now: subscribing.follow_present(session, ae_title, uid, after=after, now=now)
+    )  # fmt: skip
 
 
 def _unsubscribe(worklist: Worklist, request: Request) -> Response:

@@ -15,7 +15,19 @@ from pydicom.datadict import tag_for_keyword
 from dicomnode.datasets import json_elements
 from dicomnode.datasets.json_elements import Elements
 
-__all__ = ["code", "first", "format_moment", "has_value", "items", "put", "read_code", "tag", "text", "values"]
+__all__ = [
+    "code",
+    "first",
+    "format_moment",
+    "has_value",
+    "items",
+    "list_input_studies",
+    "put",
+    "read_code",
+    "tag",
+    "text",
+    "values",
+]
 
 _LONGEST_CODE = 16
 
@@ -51,6 +63,12 @@ def text(elements: Mapping[str, Any], keyword: str) -> str:
 def items(elements: Mapping[str, Any], keyword: str) -> list[Elements]:
     """Return the items of a sequence that are data sets."""
     return [item for item in values(elements, keyword) if isinstance(item, dict)]
+
+
+def list_input_studies(elements: Mapping[str, Any]) -> set[str]:
+    """Return the UIDs of the studies that a workitem names as inputs."""
+    places = [elements, *items(elements, "InputInformationSequence")]
+    return {text(each, "StudyInstanceUID") for each in places} - {""}
 
 
 def has_value(elements: Mapping[str, Any], keyword: str) -> bool:

@@ -6,6 +6,7 @@ they can leave the one or stop following new ones.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
@@ -16,13 +17,17 @@ from db import workitems
 from db.models import Workitem
 from dicomnode.datasets import json_elements
 from dicomnode.datasets.json_elements import Elements
+from dicomnode.errors import WorkitemRefused
 from dicomnode.worklist import elements as dicom
 from dicomnode.worklist import matching
+from dicomnode.worklist.payload import INVALID
 
 __all__ = [
     "ALL",
     "MATCHING",
+    "MOST_CHARACTERS",
     "MOST_WAITING",
+    "check_size",
     "follow",
     "report_assignment",
     "report_cancel_request",
@@ -37,9 +42,21 @@ _EVENT_CLASS = "1.2.840.10008.5.1.4.34.6.4"
 _STATE, _CANCEL_REQUEST, _PROGRESS, _ASSIGNMENT = 1, 2, 3, 5
 MOST_WAITING = 1000
 """Event reports that wait for one subscriber; above it the oldest are dropped."""
+MOST_CHARACTERS = 16_384
+"""Length of all that one request adds to event reports, as JSON."""
 
 _PROGRESS_SEQUENCE = "ProcedureStepProgressInformationSequence"
 _REASONS = ("ReasonForCancellation", "ProcedureStepDiscontinuationReasonCodeSequence")
+_CONTACTS = ("ContactURI", "ContactDisplayName")
+_ASSIGNED = ("ScheduledStationNameCodeSequence", "ScheduledHumanPerformersSequence")
+
+
+def check_size(request: Elements) -> None:
+    """Raise WorkitemRefused for a request whose content makes event reports too long: every subscriber gets a copy."""
+    tags = [dicom.tag(keyword) for keyword in (_PROGRESS_SEQUENCE, *_ASSIGNED, *_REASONS, *_CONTACTS)]
+    content = {tag: request[tag] for tag in tags if tag in request}
+    if len(json.dumps(content, ensure_ascii=False)) > MOST_CHARACTERS:
+        raise WorkitemRefused(INVALID, f"the content of event reports is longer than {MOST_CHARACTERS} characters")
 
 
 def follow(session: Session, workitem: Workitem, now: datetime) -> None:
@@ -67,8 +84,7 @@ def report_progress(session: Session, workitem: Workitem, now: datetime) -> None
 
 def report_assignment(session: Session, workitem: Workitem, now: datetime) -> None:
     """Report stations and persons to which the workitem is assigned."""
-    keywords = ("ScheduledStationNameCodeSequence", "ScheduledHumanPerformersSequence")
-    _send(session, workitem, _make_report(workitem, _ASSIGNMENT, keywords), now)
+    _send(session, workitem, _make_report(workitem, _ASSIGNMENT, _ASSIGNED), now)
 
 
 def report_cancel_request(
@@ -77,7 +93,7 @@ def report_cancel_request(
     """Report that somebody asked to cancel, with reason and contact, to all subscribers."""
     content = _make_report(workitem, _CANCEL_REQUEST, ())
     dicom.put(content, RequestingAE=requester)
-    tags = [dicom.tag(keyword) for keyword in (*_REASONS, "ContactURI", "ContactDisplayName")]
+    tags = [dicom.tag(keyword) for keyword in (*_REASONS, *_CONTACTS)]
     _send(session, workitem, content | {tag: request[tag] for tag in tags if tag in request}, now)
 
 

@@ -22,7 +22,7 @@ from dicomnode.deployment import pipeline_names
 from dicomnode.errors import ConfigError, NotAllowed
 from dicomnode.worklist import elements as dicom
 
-__all__ = ["SCHEME", "Order", "find_own_code", "is_due", "is_for_this_node", "read_order", "waits_until"]
+__all__ = ["SCHEME", "Order", "expires_at", "find_own_code", "is_due", "is_for_this_node", "read_order", "waits_until"]
 
 SCHEME = "99DICOMNODE"
 _PRIORITIES = {"HIGH": 1000, "LOW": -1000}
@@ -64,10 +64,20 @@ def is_due(attributes: Elements, config: Config, now: datetime) -> bool:
 
 def waits_until(row: Workitem, config: Config, now: datetime) -> datetime:
     """Return when a workitem has waited for its inputs as long as it may: since its last change, or its start."""
+    return _find_begin(row, config, now) + timedelta(hours=config.worklist.wait_h)
+
+
+def expires_at(row: Workitem, config: Config, now: datetime) -> datetime:
+    """Return when a workitem that nobody claims is canceled: counted from its last change, or its start."""
+    return _find_begin(row, config, now) + timedelta(days=config.worklist.unclaimed_days)
+
+
+def _find_begin(row: Workitem, config: Config, now: datetime) -> datetime:
+    """Return the later of a workitem's last change and its start."""
     local = config.node.to_local_time(now)
     start = dicom.text(row.attributes, "ScheduledProcedureStepStartDateTime")
     begin = _parse_start(start, local) or _parse_start(f"{start[:8]}000000", local)
-    return max(filter(None, (row.updated_at, begin))) + timedelta(hours=config.worklist.wait_h)
+    return max(filter(None, (row.updated_at, begin)))
 
 
 def _parse_start(start: str, local: datetime) -> datetime | None:

@@ -23,6 +23,7 @@ from dicomnode.errors import ConfigError, NodeBusy, NotAllowed
 from dicomnode.execution import option_process
 from dicomnode.routing import routing, trials
 from dicomnode.routing.study_snapshot import StudySnapshot
+from dicomnode.worklist import elements as dicom
 from dicomnode.worklist import orders, performed, transactions
 from dicomnode.worklist.orders import Order
 
@@ -45,15 +46,16 @@ class Performer:
     def __init__(self, sessions: sessionmaker[Session], config: Config) -> None:
         self._sessions, self._config = sessions, config
         self._readers = engines.readers(sessions.kw["bind"])
-        self._after = 0
+        self._after = self._unclaimed_after = 0
         self._clean_at: datetime | None = None
+        self._expire_at: datetime | None = None
         self._logged: set[str] = set()
 
     def step(self, *, now: Clock) -> int:
         """Begin what is due of the next workitems, follow those that run, and delete old ones; return how many."""
         if not self._config.worklist.enabled:
             return 0
-        done = self._delete_old(now())
+        done = self._delete_old(now()) + self._cancel_unclaimed(now)
         if self._config.worklist.performs:
             with self._readers() as session:
                 own = workitems.list_own(session)
@@ -83,6 +85,35 @@ class Performer:
         if count < _AT_ONCE:
             self._clean_at = now + _CLEAN_EVERY
         return count
+
+    def _cancel_unclaimed(self, now: Clock) -> int:
+        """Cancel those of the next workitems that nobody has claimed in time; return how many."""
+        moment, config = now(), self._config
+        if self._expire_at is not None and moment < self._expire_at:
+            return 0
+        before = moment - timedelta(days=config.worklist.unclaimed_days)
+        with self._readers() as session:
+            rows = workitems.list_unclaimed(session, after=self._unclaimed_after, before=before, limit=_AT_ONCE)
+            expired = [row.uid for row in rows if orders.expires_at(row, config, moment) <= moment]
+            self._unclaimed_after = rows[-1].id if len(rows) == _AT_ONCE else 0
+        if not self._unclaimed_after:
+            self._expire_at = moment + _CLEAN_EVERY
+        return sum(self._try(self._expire, uid, now) for uid in expired)
+
+    def _expire(self, uid: str, now: Clock) -> bool:
+        """Cancel a workitem, unless somebody has claimed or changed it meanwhile."""
+        with self._sessions.begin() as session:
+            row, moment = workitems.lock(session, uid), now()
+            if row is None or row.state is not WorkitemState.SCHEDULED:
+                return False
+            if orders.expires_at(row, self._config, moment) > moment:
+                return False
+            reason = f"nobody claimed it within {self._config.worklist.unclaimed_days:g} days"
+            reasons: Elements = {}
+            dicom.put(reasons, ReasonForCancellation=reason)
+            transactions.cancel_unclaimed(session, row, reasons, why=reason, now=moment)
+        log.info("workitem %d: canceled: %s", row.id, reason)
+        return True
 
     def _list_next(self) -> list[str]:
         """Return the UIDs of those of the next workitems that are work of this node."""

@@ -22,6 +22,7 @@ from dicomnode.worklist.payload import INVALID, MOST_BYTES
 
 __all__ = [
     "Created",
+    "cancel_unclaimed",
     "change_state",
     "claim",
     "create",
@@ -54,6 +55,7 @@ class Created:
 
 def create(session: Session, uid: str, attributes: Elements, *, most: int, who: str, now: datetime) -> Created:
     """Add a workitem to the worklist, which holds at most ``most``. Raises WorkitemRefused."""
+    events.check_size(attributes)
     stored, is_modified = requirements.prepare_new(attributes, uid, now)
     if workitems.count(session) >= most:
         raise WorkitemRefused(NO_RESOURCES, f"the worklist holds {most} workitems already")
@@ -64,6 +66,7 @@ def create(session: Session, uid: str, attributes: Elements, *, most: int, who: 
         workitems.add(session, row, who=who, now=now)
     except workitems.AlreadyExists:
         raise WorkitemRefused(DUPLICATE, f"a workitem has the UID {uid} already") from None
+    workitems.set_studies(session, row, dicom.list_input_studies(stored))
     events.follow(session, row, now)
     events.report_state(session, row, now)
     if dicom.has_value(stored, "ScheduledStationNameCodeSequence"):
@@ -80,6 +83,7 @@ def retrieve(session: Session, uid: str) -> Elements:
 
 def update(session: Session, uid: str, attributes: Elements, transaction_uid: str, now: datetime) -> None:
     """Replace the attributes of a workitem that the request states. Raises WorkitemRefused."""
+    events.check_size(attributes)
     attributes = dict(attributes)
     own_uid = _take_transaction(attributes)
     if own_uid and transaction_uid and own_uid != transaction_uid:
@@ -102,6 +106,8 @@ def write(session: Session, row: Workitem, attributes: Elements, *, now: datetim
     stored = row.attributes | attributes
     dicom.put(stored, ScheduledProcedureStepModificationDateTime=dicom.format_moment(now))
     row.attributes, row.updated_at = dict(sorted(stored.items())), now
+    if changed & {dicom.tag("InputInformationSequence"), dicom.tag("StudyInstanceUID")}:
+        workitems.set_studies(session, row, dicom.list_input_studies(stored))
     events.follow(session, row, now)
     if dicom.tag("ProcedureStepProgressInformationSequence") in changed:
         events.report_progress(session, row, now)
@@ -135,6 +141,7 @@ def request_cancellation(session: Session, uid: str, request: Elements, *, who: 
 
     Raises WorkitemRefused.
     """
+    events.check_size(request)
     row = _lock(session, uid)
     if row.state is WorkitemState.CANCELED:
         return ALREADY_CANCELED
@@ -149,15 +156,22 @@ def request_cancellation(session: Session, uid: str, request: Elements, *, who: 
         if row.is_own:
             row.cancel_reason = reason or f"{who} asked to cancel"
         return ""
-    # PS3.4 CC.2.2.3: the node takes an unclaimed workitem through IN PROGRESS to CANCELED
     keywords = ("ReasonForCancellation", "ProcedureStepDiscontinuationReasonCodeSequence")
     reasons = {dicom.tag(name): request[dicom.tag(name)] for name in keywords if dicom.tag(name) in request}
+    cancel_unclaimed(session, row, reasons, why=f"asked by {who}", now=now)
+    return ""
+
+
+def cancel_unclaimed(session: Session, row: Workitem, reasons: Elements, *, why: str, now: datetime) -> None:
+    """Take a locked SCHEDULED workitem through IN PROGRESS to CANCELED, as PS3.4 CC.2.2.3 requires.
+
+    ``reasons``: its Reason For Cancellation and code, where stated. ``why``: for the audit trail.
+    """
     stored = dict(row.attributes)
     stored[dicom.tag("ProcedureStepProgressInformationSequence")] = {"vr": "SQ", "Value": [reasons]}
     row.attributes = stored
-    move(session, row, WorkitemState.IN_PROGRESS, reason=f"cancellation, asked by {who}", now=now)
-    move(session, row, WorkitemState.CANCELED, reason=f"asked by {who}", now=now)
-    return ""
+    move(session, row, WorkitemState.IN_PROGRESS, reason=f"cancellation, {why}", now=now)
+    move(session, row, WorkitemState.CANCELED, reason=why, now=now)
 
 
 def claim(session: Session, row: Workitem, transaction_uid: str, who: str, now: datetime) -> None:
