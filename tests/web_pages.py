@@ -19,6 +19,7 @@ from tests.test_learning_pages import add_run
 from tests.web_node import Web
 from tests.web_readings import make_reading
 from tests.web_studies import PEERS, ROUTES, make_all_states, make_series, study_uid
+from tests.work_orders import create, order
 
 __all__ = ["PAGES", "TOKEN", "run_node"]
 
@@ -33,6 +34,7 @@ PAGES = {
     "failures": "/failures",
     "jobs": "/jobs",
     "job": "/jobs/{held_job}",
+    "worklist": "/worklist",
     "try": "/try",
     "try on a study": "/try/{held_study}?name=a&pipeline=anatomy&match=wrong",
     "models": "/models",
@@ -54,10 +56,12 @@ _REFUSED = "127.0.0.1:1: Connection refused"
 def run_node(folder: Path) -> Iterator[tuple[Web, Mapping[str, str]]]:
     """Run a node that asks for ``TOKEN``; yield it with the addresses of its pages by name."""
     (folder / "web.token").write_text(TOKEN)
-    with Web(folder, {"token_file": "web.token"}, sections={"routes": ROUTES, "peers": PEERS}) as web:
+    sections = {"routes": ROUTES, "peers": PEERS, "worklist": {"enabled": True}}
+    with Web(folder, {"token_file": "web.token"}, sections=sections) as web:
         web.client.headers["Authorization"] = f"Bearer {TOKEN}"
         read_job = make_reading(web)
         made = make_all_states(web)
+        create(web, order("flair-to-dir", "held"))
         _let_a_destination_fail(web)
         web.meters.refused_callers.record("10.0.0.9", "CT7", "not among the senders", web.now)
         _quarantine_a_file(web, folder)

@@ -29,6 +29,7 @@ COMMANDS = {
     "studies": ("dicomnode.cli.studies", "app", "List, show, explain, close, route and replay studies."),
     "routes": ("dicomnode.cli.routes", "app", "Count what a route would take, try it on a study, add it."),
     "jobs": ("dicomnode.cli.jobs", "app", "List, show, retry, cancel, release and discard jobs."),
+    "worklist": ("dicomnode.cli.worklist", "app", "List, show and cancel workitems (UPS)."),
     "peers": ("dicomnode.cli.peers", "app", "List, echo, search and fetch from peers."),
     "notifications": ("dicomnode.cli.notifications", "app", "List notifications, and send one as a test."),
     "kspace": ("dicomnode.cli.kspace", "app", "Carry ISMRMRD/MRD k-space in DICOM Raw Data."),
@@ -51,7 +52,7 @@ COMMANDS = {
 
 _GROUPS = {
     "Run a node": ("init", "check", "serve", "work", "status", "accounts", "demo"),
-    "Studies and results": ("studies", "routes", "jobs", "quarantine", "notifications", "audit"),
+    "Studies and results": ("studies", "routes", "jobs", "worklist", "quarantine", "notifications", "audit"),
     "Send, fetch and convert": ("send", "peers", "kspace", "deidentify", "export"),
     "Pipelines and models": ("run", "pipelines", "models", "train", "learn", "evaluate", "data"),
     "Maintenance": ("storage", "backup", "restore", "viewer"),

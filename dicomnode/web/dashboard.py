@@ -35,6 +35,7 @@ from dicomnode.web import (
     try_page,
     try_upload,
     viewer_opening,
+    worklist_page,
 )
 from dicomnode.web.context import WebContext, flash_message, paginate, parse_page_number
 from dicomnode.web.forms import Form
@@ -93,6 +94,7 @@ def create_router(
     reading_decision.add_routes(routes, context)
     viewer_opening.add_routes(routes, context)
     queue_pages.add_routes(routes, context)
+    worklist_page.add_routes(routes, context)
     node_pages.add_routes(routes, context)
     sender_pages.add_routes(routes, context)
     model_pages.add_routes(routes, context)

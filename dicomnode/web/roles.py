@@ -32,7 +32,7 @@ READING: Mapping[str, Role] = MappingProxyType(
             "/models/{name}/{picture}.png", "/peers", "/readings.csv", "/senders", "/studies/{uid}",
             "/studies/{uid}/reading", "/studies/{uid}/report.{kind}", "/studies/{uid}/series/{series_uid}/thumbnail",
             "/studies/{uid}/thumbnail", "/system", "/try", "/try/{uid}", "/try/{uid}/options", "/try/{uid}/outcome",
-            "/viewer", "/viewer/{path:path}",
+            "/viewer", "/viewer/{path:path}", "/worklist",
             # what the commands print with --json
             "/api/jobs", "/api/jobs/{id:row}", "/api/learning", "/api/learning/{id:row}", "/api/models",
             "/api/models/{name}", "/api/peers", "/api/status", "/api/studies", "/api/studies/{uid}",
@@ -58,6 +58,7 @@ WRITING: Mapping[str, Role] = MappingProxyType(
         "/studies/{uid}/route": _OPERATOR,
         "/try/nifti": _OPERATOR,
         "/try/{uid}/run": _OPERATOR,
+        "/worklist/{id:row}/cancel": _OPERATOR,
         f"{dicomweb.ROOT}/studies": _OPERATOR,
         f"{dicomweb.ROOT}/studies/{{study}}": _OPERATOR,
         f"{dicomweb.ROOT}/workitems": _OPERATOR,

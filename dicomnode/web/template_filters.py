@@ -27,7 +27,7 @@ _STATE_NAMES = MappingProxyType({
 })  # fmt: skip
 _SUBJECT_NAMES = MappingProxyType({
     "studies": "Study", "jobs": "Job", "deliveries": "Delivery", "instances": "Instance", "quarantine": "Quarantine",
-    "prior_searches": "Search at a peer", "destination": "Destination", "results": "Result",
+    "prior_searches": "Search at a peer", "workitems": "Workitem", "destination": "Destination", "results": "Result",
     "proofs": "Proof", "commitment_requests": "Commitment request",
     "models": "Model", "clock": "Clock", "accounts": "Account",
 })  # fmt: skip
