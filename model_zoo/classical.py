@@ -19,6 +19,7 @@ __all__ = [
     "haar",
     "l1_wavelet",
     "soft",
+    "split_total_variation",
     "total_variation",
     "wavelet",
     "zero_filled",
@@ -97,6 +98,37 @@ def total_variation(
         before = x
         x = x - step * (A.H(p) + gradient_adjoint(q))
         x_bar = 2 * x - before
+    return x
+
+
+def split_total_variation(
+    A: LinearOperator, y: Tensor, weight: float | Tensor, *, edge: float, sweeps: int = 30, iterations: int = 4,
+    start: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Return the minimum of :func:`total_variation` by the split Bregman method (Goldstein & Osher 2009).
+
+    Its sweeps solve (A^H A + rho grad^H grad) x = A^H y + rho grad^H (z - u) by a few preconditioned conjugate
+    gradients from the last x, then z = shrink(grad x + u, weight / rho), u += grad x - z. It suits an A^H A that is far
+    from a projection, as in CT, where :func:`total_variation` needs thousands of steps.
+
+    ``weight``: above 0, one or (batch,). ``edge``: weight / rho, the difference between neighbours, in units of the
+    image, that a sweep sets to 0; it changes the speed, not the minimum. ``start``: the first image, by default 0.
+    """
+    AHy = A.H(y)
+    rho = torch.as_tensor(weight, device=AHy.device).reshape(-1, 1, 1) / edge
+    M = A.precondition(1 / (4 * rho.flatten()))
+    x = torch.zeros_like(AHy) if start is None else start
+    z, u = gradient(x), torch.zeros_like(gradient(x))
+    for _ in range(sweeps):
+        right_side = AHy + rho * gradient_adjoint(z - u)
+        x = cg(
+            lambda v: A.normal(v) + rho * gradient_adjoint(gradient(v)), right_side, x,
+            iterations=iterations, precondition=M,
+        )  # fmt: skip
+        moved = gradient(x) + u
+        size = moved.abs().square().sum(dim=0).sqrt().clamp_min(1e-20)
+        z = moved * (1 - edge / size).clamp_min(0.0)
+        u = moved - z
     return x
 
 

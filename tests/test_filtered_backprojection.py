@@ -101,7 +101,7 @@ def test_conjugate_gradients_and_total_variation_find_the_ct_numbers(geometry: C
     start = filtered_backprojection(geometry, p, window="hann")
     for image in (
         classical.cgls(A, y, iterations=25),
-        classical.total_variation(A, y, 1e-5, iterations=80, start=start),
+        classical.split_total_variation(A, y, 1e-6, edge=1e-3, sweeps=10, start=start),
     ):
         for centre, hu in REGIONS.values():
             assert mean_hu(image, centre) == pytest.approx(hu, abs=8.0)
@@ -119,5 +119,5 @@ def test_total_variation_of_few_noisy_views_is_nearer_to_the_truth_than_the_othe
 
     fbp = filtered_backprojection(geometry, p, window="hann")
     cgls = min(error(classical.cgls(A, A.whiten(p), iterations=n)) for n in (10, 20, 40))
-    tv = classical.total_variation(A, A.whiten(p), 2e-5, iterations=150, start=fbp)
+    tv = classical.split_total_variation(A, A.whiten(p), 4e-6, edge=2e-3, sweeps=25, start=fbp)
     assert error(tv) < 0.7 * min(cgls, error(fbp))

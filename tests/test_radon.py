@@ -74,6 +74,7 @@ def test_each_entry_is_the_weight_of_a_pixel_along_the_ray(geometry: CtGeometry)
     dense = torch.from_numpy(expected.reshape(63, 30)).float()
     y = randn(1, 7, 9, seed=4)
     torch.testing.assert_close(rays.backproject(y).flatten(), dense.T @ y.flatten(), atol=1e-4, rtol=1e-4)
+    assert rays.matrix.data.itemsize + rays.matrix.indices.itemsize == 8
     norm = float(torch.linalg.matrix_norm(dense, 2))
     assert norm <= rays.norm < 1.02 * norm
 
@@ -187,7 +188,9 @@ def test_a_ray_without_a_photon_is_not_measured() -> None:
     counts[0, 3, 4] = 0
     A, p, _ = take_logarithm(PARALLEL, counts, 100.0)
     assert A.measured.tolist() == [15 * 27 - 1]
-    assert p.abs().max() == 0
+    assert float(p[0, 3, 4]) == pytest.approx(np.log(200))
+    assert float(p.abs().sum()) == pytest.approx(np.log(200))
+    assert float(A.whiten(p).abs().max()) == 0
     assert float(A(torch.ones(1, 24, 20))[0, 3, 4]) == 0
 
 

@@ -141,6 +141,7 @@ def test_total_variation_and_wavelets_reach_the_optimum_of_their_problem() -> No
 
     for objective, x in (
         (tv, classical.total_variation(A, y, 0.1, iterations=400)),
+        (tv, classical.split_total_variation(A, y, 0.1, edge=0.1, sweeps=150, iterations=6)),
         (l1, classical.l1_wavelet(A, y, 0.1, iterations=400, filter=classical.HAAR, levels=1)),
     ):
         least = objective(x)
