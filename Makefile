@@ -66,6 +66,7 @@ bench: $(INSTALLED) peers
 	$(TABLE) --set real $(SAMPLERS) $(KEPT) --store build/benchmarks/real-samplers.json
 	$(TABLE) --set real $(CLASSICAL) $(KEPT) --store build/benchmarks/real.json
 	$(TABLE) --set real --acceleration 2 --acceleration 3 --acceleration 4 --method adadiff --method "ours: DDS posterior mean, samples kept exactly" --store build/benchmarks/adadiff.json
+	$(BIN)/python -m benchmarks.ct_reconstruction
 	$(BIN)/python -m benchmarks.pet_unet
 	$(BIN)/python -m benchmarks.latency
 	$(BIN)/python -m benchmarks.reconstruction_parts
