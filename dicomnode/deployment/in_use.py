@@ -13,10 +13,13 @@ from db.models import Deployment
 from db.states import DeploymentMode
 from dicomnode.config import Config
 from dicomnode.deployment import models, pipeline_names
-from dicomnode.errors import NodeError
+from dicomnode.errors import NodeError, NotAllowed
 from model_zoo.bundle import BundleError
 
-__all__ = ["VersionInUse", "list_versions_in_use"]
+__all__ = ["VersionInUse", "check_in_use", "list_versions_in_use"]
+
+_REMEDY = "an administrator deploys it before its results leave; run it without delivery"
+_DELIVERING = (DeploymentMode.CURRENT, DeploymentMode.SHARE)
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,31 @@ def list_versions_in_use(session: Session | None, config: Config) -> list[Versio
             found.append(_describe_default(pipeline, config))
         found += [_describe_deployed(rows[mode]) for mode in DeploymentMode if mode in rows]
     return [each for each in found if each is not None]
+
+
+def check_in_use(session: Session, config: Config, pipeline: str, model: str) -> None:
+    """Raise NotAllowed unless results of the model may leave: a pipeline or a route uses it, and not as a shadow.
+
+    ``model``: NAME or NAME@VERSION, "" for the version in force. Other weights under its name are another version.
+    """
+    own = [each for each in list_versions_in_use(session, config) if each.pipeline == pipeline]
+    if not model and any(each.mode is DeploymentMode.CURRENT for each in own):
+        return
+    used: set[tuple[str, str] | None] = {(each.model, each.digest) for each in own if each.mode in _DELIVERING}
+    used |= {_identify(route.model, config) for route in config.routes if route.model and route.pipeline == pipeline}
+    if not model:
+        raise NotAllowed(f"no route and no deployment uses {pipeline}: {_REMEDY}")
+    if _identify(model, config) not in used - {None}:
+        raise NotAllowed(f"{model} is not in use for {pipeline}: {_REMEDY}")
+
+
+def _identify(name: str, config: Config) -> tuple[str, str] | None:
+    """Return NAME@VERSION and the digest of a bundle, or None where it is not installed."""
+    try:
+        facts = models.find_bundle(name, config)
+    except BundleError:
+        return None
+    return f"{facts.name}@{facts.version}", facts.digest
 
 
 def _list_pipelines(session: Session | None, config: Config) -> Iterable[str]:

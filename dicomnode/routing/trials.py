@@ -18,12 +18,12 @@ from db.models import Job, Study
 from db.states import StudyState
 from dicomnode.config import Config, Route
 from dicomnode.config.routes import TRIAL_PREFIX
-from dicomnode.deployment import pipeline_names
+from dicomnode.deployment import in_use, pipeline_names
 from dicomnode.errors import NotAllowed, NotFound
 from dicomnode.routing import routing
 from dicomnode.routing.study_snapshot import StudySnapshot
 
-__all__ = ["Trial", "reason_unable", "start_trial"]
+__all__ = ["Trial", "check_delivery", "reason_unable", "start_trial"]
 
 _DIGITS = 8
 
@@ -64,6 +64,15 @@ def start_trial(
         why = "another study with the same files was tried so" if explanation.matched else explanation.why
         raise NotAllowed(f"nothing of this study can be tried: {why}")
     return Trial(tuple(earlier), is_new=False)
+
+
+def check_delivery(session: Session, route: Route, config: Config) -> None:
+    """Raise NotAllowed where a route has destinations and a model that is not in use.
+
+    For trials and workitems of people who may not deploy models: delivering one comes to the same.
+    """
+    if route.destinations:
+        in_use.check_in_use(session, config, route.pipeline, route.model)
 
 
 def reason_unable(session: Session, study: Study) -> str:

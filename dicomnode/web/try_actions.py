@@ -13,10 +13,12 @@ from fastapi import APIRouter
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from db import studies
+from db.states import Role
 from dicomnode.config.route_blocks import RouteBlock
 from dicomnode.errors import NodeBusy, NodeError, NotAllowed
 from dicomnode.execution import option_process
 from dicomnode.routing import match_counts, route_addition, trials
+from dicomnode.web import person
 from dicomnode.web.context import WebContext
 from dicomnode.web.forms import Form, read_line
 from dicomnode.web.holdings import require_uid
@@ -97,6 +99,9 @@ def _run(context: WebContext, request: _Request, block: RouteBlock) -> Response:
     delivers = request.form.get("deliver") == "1"
     if delivers and not block.route.destinations:
         raise NotAllowed("deliver the results where? Choose a destination, or try without delivery")
+    if delivers and not person.has_role(Role.ADMINISTRATOR):
+        with context.readers() as session:
+            trials.check_delivery(session, block.route, context.config)
     if delivers and not request.is_confirmed:
         return _confirm(context, request, "run", block, "")
     route = block.route if delivers else block.route.model_copy(update={"destinations": ()})

@@ -140,6 +140,8 @@ class Performer:
                         return False
                     raise NotAllowed(f"waited {self._config.worklist.wait_h:g} h: {missing}")
                 _check_study(session, order)
+                if self._config.web.accounts:  # a workitem needs an operator only, who may not deploy models
+                    trials.check_delivery(session, order.route, self._config)
             except NotAllowed as refusal:
                 return self._claim(uid, attributes, str(refusal), now)
         try:
