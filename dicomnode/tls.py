@@ -16,6 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from dicomnode.config.secrets import is_exposed
 from dicomnode.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class Identity:
     @property
     def is_key_exposed(self) -> bool:
         """True where users outside the key file's owner and group can read it, or its group can change it."""
-        return bool(self.key_file.stat().st_mode & 0o027)
+        return is_exposed(self.key_file)
 
     def read_expiry(self) -> datetime:
         """Return the earliest expiry of the certificates in the file. Raises ConfigError where it holds none."""

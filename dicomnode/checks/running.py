@@ -5,19 +5,19 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING
 
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.orm import Session
 
 from db import engine as engines
 from db import migrations
 from db.states import DeploymentMode
 from dicomnode import tls
+from dicomnode.checks.access import check_accounts, check_provider, check_secret_files, list_secret_files
 from dicomnode.checks.check import Check
+from dicomnode.checks.database import open_current_database
 from dicomnode.checks.ports import check_dicom_port, check_web
 from dicomnode.config import Config, Peer, Route
 from dicomnode.config.learning import LearningConfig
@@ -48,6 +48,8 @@ def run(config: Config) -> Iterator[Check]:
     yield _guarded("data folder", lambda: _check_data_folder(config))
     yield _guarded("spool", lambda: _check_spool(config))
     yield _guarded("database", lambda: _check_database(config.database_url))
+    if any(list_secret_files(config)):
+        yield _guarded("secret files", lambda: check_secret_files(config))
     yield _guarded("workers", lambda: _check_workers(config))
     if config.worker.engine == "ray":
         yield _guarded("engine", lambda: _check_ray(config))
@@ -59,6 +61,7 @@ def run(config: Config) -> Iterator[Check]:
         yield _guarded(f"notification {recipient.name}", partial(_check_notification, config, recipient))
     if config.web.enabled:
         yield _guarded("web", lambda: check_web(config))
+        yield from _check_access(config)
         yield _check_viewer(config.web)
     for profile in config.deidentify:
         yield _guarded(f"deidentify {profile.name}", partial(_check_profile, config, profile.name))
@@ -83,6 +86,13 @@ def _check_inference(config: Config) -> Iterator[Check]:
     for route in config.routes:
         model = route.model or current.get(route.pipeline, "")
         yield _guarded(f"route {route.name}", partial(_check_route, config, route, model))
+
+
+def _check_access(config: Config) -> Iterator[Check]:
+    if config.web.accounts:
+        yield _guarded("accounts", lambda: check_accounts(config))
+    if (oidc := config.web.oidc) is not None:
+        yield _guarded("log-in provider", lambda: check_provider(config, oidc))
 
 
 def _guarded(what: str, check: Callable[[], Check | str]) -> Check:
@@ -161,28 +171,13 @@ def _check_database(url: str) -> Check | str:
     return f"{where} at {head}"
 
 
-@contextmanager
-def _open_current_database(url: str) -> Iterator[Session | None]:
-    """Yield a reading session, or None where no database of this version exists; ``_check_database`` reports that."""
-    engine = engines.connect(url)
-    try:
-        exists = engine.dialect.name != "sqlite" or os.path.exists(engine.url.database or "")
-        if not exists or migrations.current(engine) != migrations.head():
-            yield None
-        else:
-            with engines.readers(engine)() as session:
-                yield session
-    finally:
-        engine.dispose()
-
-
 def _check_workers(config: Config) -> Check | str:
     """Check that all living workers, on any host, have left their marker in this spool."""
     from db import workers
     from dicomnode.storage import shared
     from dicomnode.storage.high_water import check_nothing_lost
 
-    with _open_current_database(config.database_url) as session:
+    with open_current_database(config.database_url) as session:
         if session is None:
             return "none yet: the database is made, or brought up to date, by 'dicomnode serve'"
         alive = workers.list_alive(session, since=datetime.now(UTC) - _ALIVE)
@@ -298,7 +293,7 @@ def _check_installed_models(config: Config) -> Check | str:
 def _list_versions_in_use(config: Config) -> list[VersionInUse]:
     from dicomnode.deployment import in_use
 
-    with _open_current_database(config.database_url) as session:
+    with open_current_database(config.database_url) as session:
         return in_use.list_versions_in_use(session, config)
 
 
@@ -306,7 +301,7 @@ def _check_learning(config: Config, entry: LearningConfig) -> str:
     """Check that the node holds a target for the recipe of the pipeline's model."""
     from dicomnode.learning.beginning import prepare_target
 
-    with _open_current_database(config.database_url) as session:
+    with open_current_database(config.database_url) as session:
         if session is None:
             return "not checked: the database is not of this version"
         facts, recipe, target = prepare_target(session, entry, config)

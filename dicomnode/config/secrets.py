@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dicomnode.errors import ConfigError
 
-__all__ = ["read_secret", "read_text"]
+__all__ = ["is_exposed", "read_secret", "read_text"]
 
 
 def read_secret(file: Path, key: str) -> str:
@@ -27,3 +27,8 @@ def read_text(file: Path, key: str) -> str:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{key}: {file} cannot be read ({type(error).__name__})") from None
+
+
+def is_exposed(file: Path) -> bool:
+    """Return whether users outside the file's owner and group can read it, or its group can change it."""
+    return bool(file.stat().st_mode & 0o027)
