@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 
 from db import engine as engines
+from db import proofs
 from db.models import Delivery, Event, Proof, Study
 from db.states import DeliveryState, ProofState, ProofStep
 from dicomnode.commitment import proving
@@ -293,9 +296,18 @@ def test_a_destination_that_does_not_answer_is_asked_once_a_sweep_and_the_others
         assert [row.state for row in site.proofs() if row.destination == "archive"] == [COMMITTED] * 3
 
 
-def test_a_search_that_breaks_off_ends_for_that_destination_only(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (RuntimeError("The association with a peer SCP must be established"), "ended the association"),
+        (ValueError("of a name in an answer"), "searched could not be asked: ValueError"),
+    ],
+)
+def test_a_search_that_breaks_off_ends_for_that_destination_only(
+    start: Start, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
+) -> None:
     def break_off(*_: object, **__: object) -> None:
-        raise RuntimeError("The association with a peer SCP must be established")
+        raise error
 
     monkeypatch.setattr(queries, "find", break_off)
     with Committing() as first, Committing(same_association=True) as archive:
@@ -305,7 +317,29 @@ def test_a_search_that_breaks_off_ends_for_that_destination_only(start: Start, m
         finish_job(site.sessions, site.config, ["searched", "archive"], site.now)
         assert site.deliver() == 2
         assert sorted(site.prove()) == [COMMITTED, SENT]
-        assert any("ended the association" in reason for reason in site.reasons())
+        assert any(reason in each for each in site.reasons())
+
+
+def test_an_error_of_the_node_at_one_destination_stops_no_other(
+    start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    list_due = proofs.list_due
+
+    def fail_for_first(session: Session, destination: str, **options: Any) -> Sequence[Proof]:
+        if destination == "first":
+            raise KeyError("of a row")
+        return list_due(session, destination, **options)
+
+    monkeypatch.setattr(proofs, "list_due", fail_for_first)
+    with Committing(same_association=True) as archive:
+        receiver = start(peers=(archive.peer.model_copy(update={"name": "first"}), archive.peer))
+        site = Site(receiver, receiver.config)
+        finish_job(site.sessions, site.config, ["archive"], site.now)
+        assert site.deliver() == 1
+        with pytest.raises(KeyError):  # so that the sweep counts as failed
+            site.prove()
+        assert [row.state for row in site.proofs()] == [COMMITTED]
+    assert "proofs at first: KeyError" in caplog.text
 
 
 def test_reports_are_taken_while_the_disk_is_full(start: Start) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pydicom import dcmread
 from pydicom.uid import generate_uid
+from sqlalchemy.exc import SQLAlchemyError
 
 from db import destinations, proofs
 from db.models import Proof
@@ -66,11 +67,19 @@ def ask_again(session: Session, config: Config, study_id: int, *, reason: str, n
 def prove_due(
     sessions: sessionmaker[Session], config: Config, *, now: Clock, generator: random.Random | None = None
 ) -> int:
-    """Take the next step towards the proof of everything that is due; return the number of objects it concerned."""
-    count = 0
-    for peer in config.peers:
-        if needs_proof(peer):
+    """Take the next step towards the proof of everything that is due; return the number of objects it concerned.
+
+    An error at one destination stops no other one; the first is raised at the end.
+    """
+    count, failure = 0, None
+    for peer in filter(needs_proof, config.peers):
+        try:
             count += _ProofSweep(sessions, config, peer, now, generator or random.Random()).run()
+        except Exception as error:  # whatever rows of this destination make fail; the message may quote them
+            _log.error("proofs at %s: %s", peer.name, type(error).__name__)
+            failure = failure or error
+    if failure is not None:
+        raise failure
     return count
 
 
@@ -123,6 +132,11 @@ class _ProofSweep:
         except RuntimeError as exc:  # pynetdicom's, where the peer has just ended the association
             self.unreachable = PeerUnreachable(f"peer {self.peer.name} ended the association: {exc}")
             raise self.unreachable from None
+        except (PeerError, SQLAlchemyError):
+            raise
+        except Exception as exc:  # whatever its answer or a UID makes fail; other objects are asked for
+            _log.error("proofs at %s: %s", self.peer.name, type(exc).__name__)
+            raise PeerRefused(f"{self.peer.name} could not be asked: {type(exc).__name__}") from None
 
     def _stop_waiting(self, session: Session, rows: Sequence[Proof]) -> None:
         hours = f"{self.config.delivery.prove_within_h:g} h"
