@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -147,15 +149,37 @@ def test_a_destination_that_refuses_all_is_not_asked_for_each() -> None:
     assert len(asked) == 10
 
 
-def test_an_answer_that_comes_in_drops_ends_at_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    times = iter(range(0, 1000, 20))
-    monkeypatch.setattr(read_back, "PIECE_BYTES", 8)
-    monkeypatch.setattr(read_back, "monotonic", lambda: next(times))
+@contextmanager
+def dripping(head: bytes, body: bytes) -> Iterator[str]:
+    """Run a server that sends a head at once and a right answer by the byte, each well within the time limit."""
+    ended = threading.Event()
+
+    def drip(server: socket.socket) -> None:
+        with server.accept()[0] as connection, contextlib.suppress(OSError):
+            connection.recv(4096)
+            connection.sendall(head)
+            for byte in body:
+                if ended.wait(0.02):
+                    return
+                connection.sendall(bytes([byte]))
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=drip, args=(server,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}/dicom-web/"
+        ended.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("is_head", [True, False])
+def test_an_answer_that_comes_in_drops_ends_at_the_deadline(is_head: bool) -> None:
+    body = json.dumps(describe("1.2.3.4.5")).encode()
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body)
     with (
-        serving(lambda path, headers: (200, describe("1.2.3.4.5"))) as url,
-        pytest.raises(PeerUnreachable, match="TimeoutError"),
+        dripping(*((b"", head + body) if is_head else (head, body))) as url,
+        pytest.raises(PeerUnreachable, match=r"WADO-RS at 127.*: TimeoutError"),
     ):
-        find(make_peer(url), "1.2.3.4.5")
+        read_back.find_instances(make_peer(url), NodeConfig(network_timeout_s=0.4), SERIES, ["1.2.3.4.5"])
 
 
 def test_an_answer_that_is_too_long_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
