@@ -7,7 +7,7 @@ from dataclasses import astuple, dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import ColumnElement, select, update
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from db import audit, leases
@@ -92,11 +92,15 @@ def lock_studies(session: Session, uids: Collection[str], *, at_once: int = _AT_
 def find_quarantined(session: Session, uids: Collection[str], sender: Sender) -> set[str]:
     """Return the SOP Instance UIDs of which other content is undecided, or was discarded after this sender sent it.
 
-    A sender is known by its AE title or its address: many scanners send under one title and ask under another.
+    What is held settles it where this sender sent that later than what was discarded. A sender is known by its AE title
+    or its address: many scanners send under one title and ask under another.
     """
     undecided = Quarantine.state == QuarantineState.KEPT
-    is_sender = (Quarantine.sender_ae_title == sender.ae_title) | (Quarantine.sender_address == sender.address)
-    discarded = (Quarantine.state == QuarantineState.DISCARDED) & is_sender
+    held = select(Instance.id).where(
+        Instance.sop_instance_uid == Quarantine.sop_instance_uid, Instance.expired_at.is_(None),
+        Instance.received_at > Quarantine.received_at, _is_of(Instance, sender),
+    )  # fmt: skip
+    discarded = (Quarantine.state == QuarantineState.DISCARDED) & _is_of(Quarantine, sender) & ~held.exists()
     parts = _in_parts(Quarantine.sop_instance_uid, uids)
     queries = (select(Quarantine.sop_instance_uid).where(each, undecided | discarded) for each in parts)
     return {uid for query in queries for uid in session.scalars(query)}
@@ -205,6 +209,10 @@ def give_up_due(session: Session, ae_title: str, *, reason: str, now: datetime) 
     for row in rows:
         _give_up(session, row, reason, now)
     return len(rows)
+
+
+def _is_of(table: type[Instance] | type[Quarantine], sender: Sender) -> ColumnElement[bool]:
+    return (table.sender_ae_title == sender.ae_title) | (table.sender_address == sender.address)
 
 
 def _give_up(session: Session, row: CommitmentRequest, reason: str, now: datetime) -> None:

@@ -224,6 +224,27 @@ def test_discarded_content_is_not_committed_to_its_sender_under_whatever_title(
         assert commitments.find_quarantined(session, [uid], Sender("SENDER", "10.0.0.1")) == set()
 
 
+@pytest.mark.parametrize(("sender", "is_blocked"), [("OTHER", False), ("THIRD", True)])
+def test_discarded_content_blocks_no_commitment_of_what_its_sender_sent_after_it(
+    receiver: Receiver, tmp_path: Path, sender: str, is_blocked: bool
+) -> None:
+    """A scanner corrects an object, and a person takes the correction in place of the old content."""
+    uid = "1.2.3.4"
+    for name, ae_title in (("old", "OTHER"), ("new", sender)):
+        write_instance(tmp_path / f"{name}.dcm", SOPInstanceUID=uid, SeriesDescription=name)
+        store_all(receiver.port, [read_encoded(tmp_path / f"{name}.dcm")], tmp_path / name, ae_title=ae_title)
+    config, now = receiver.config, datetime.now(UTC)
+    with sessions_of(receiver).begin() as session:
+        quarantined.release(session, config, 1, reason="it is right", now=now)
+    asking = Sender("OTHER", "10.0.0.9")
+    with sessions_of(receiver)() as session:
+        assert commitments.find_quarantined(session, [uid], asking) == {uid}, "the old content is undecided"
+    with sessions_of(receiver).begin() as session:
+        quarantined.discard(session, config, 2, reason="it was wrong", now=now)
+    with sessions_of(receiver)() as session:
+        assert commitments.find_quarantined(session, [uid], asking) == ({uid} if is_blocked else set())
+
+
 def test_a_large_request_is_committed_in_parts_and_no_file_is_looked_at_in_a_transaction(
     receiver: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
