@@ -103,6 +103,16 @@ def test_a_window_of_an_odd_representation_is_none(odd: dict[str, Any], tmp_path
     assert found[WINDOW[1]]["Value"][0] > 100
 
 
+def test_a_file_that_cannot_be_read_leaves_the_window_of_the_others(tmp_path: Path) -> None:
+    write_instance(tmp_path / "a.dcm")
+    (tmp_path / "broken.dcm").write_bytes(b"no DICOM")
+    image = {"00280004": {"vr": "CS", "Value": ["MONOCHROME2"]}, "7FE00010": {"vr": "OW", "BulkDataURI": "x"}}
+    encoded = json.dumps(image).encode()
+    alone = json.loads(add_missing_window(encoded, [tmp_path / "a.dcm"]))
+    both = json.loads(add_missing_window(encoded, [tmp_path / "a.dcm", tmp_path / "broken.dcm"]))
+    assert both[WINDOW[1]]["Value"] == alone[WINDOW[1]]["Value"]
+
+
 def test_a_file_without_pixels_that_can_be_read_gets_no_window(tmp_path: Path) -> None:
     encoded = b'{"00280004":{"vr":"CS","Value":["MONOCHROME2"]},"7FE00010":{"vr":"OW","BulkDataURI":"x"}}'
     (tmp_path / "broken.dcm").write_bytes(b"no DICOM")

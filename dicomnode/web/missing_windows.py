@@ -78,11 +78,24 @@ def _spread(values: Sequence[Path]) -> tuple[Path, ...]:
 
 
 def _measure_window(paths: tuple[Path, ...]) -> bytes:
-    """Encode centre and width of the window that suits frames of all files together, in units after the rescale."""
+    """Encode centre and width of the window that suits frames of all files together, in units after the rescale.
+
+    A file that cannot be read leaves the others. Raises InputRefused where none can be.
+    """
     most = max(1, _MOST_FRAMES // len(paths))
-    values = [_read_values(path, at / most + 1 / (2 * most)) for path in paths for at in range(most)]
+    values = [each for path in paths for each in _read_frames(path, most)]
+    if not values:
+        raise InputRefused("no frame of the series can be read")
     centre, width, _ = choose_window(np.concatenate(values))
     return json.dumps([float(f"{each:.6g}") for each in (centre + 0.5, width + 1)]).encode()  # LINEAR, C.11.2.1.2.1
+
+
+def _read_frames(path: Path, count: int) -> list[NDArray[np.float64]]:
+    """Return the values of frames spread over a file, none where it is refused."""
+    try:
+        return [_read_values(path, (2 * at + 1) / (2 * count)) for at in range(count)]
+    except InputRefused:
+        return []
 
 
 def _read_values(path: Path, part: float) -> NDArray[np.float64]:
