@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -27,6 +28,8 @@ __all__ = [
     "mark_seen",
     "needs_mark",
     "open_session",
+    "record_throttle",
+    "rename",
     "set_token",
 ]
 
@@ -73,6 +76,13 @@ def change_role(session: Session, account: Account, role: Role, *, by: str, now:
     _record(session, account, "role_changed", detail, now)
 
 
+def rename(session: Session, account: Account, display_name: str, *, by: str, now: datetime) -> None:
+    """Set the name in forms and records, which must be of no other account."""
+    detail = {"who": by, "from": account.display_name, "to": display_name}
+    account.display_name = display_name
+    _record(session, account, "renamed", detail, now)
+
+
 def disable(session: Session, account: Account, *, by: str, now: datetime) -> None:
     """Disable an account: its sessions and its token end."""
     account.disabled_at, account.token_digest = now, None
@@ -104,6 +114,16 @@ def open_session(session: Session, account: Account, digest: str, *, length: tim
         WebSession(account_id=account.id, digest=digest, created_at=now, last_seen_at=now, expires_at=now + length)
     )
     _record(session, account, "logged_in", {}, now)
+
+
+def record_throttle(session: Session, name: str, *, address: str, limits: Sequence[str], now: datetime) -> None:
+    """Record that log-ins have to wait at these limits.
+
+    ``name``: as it was typed, which may be a password by mistake: the event names it where it is that of an account.
+    """
+    known = name if find(session, name) is not None else "unknown"
+    detail = {"address": address, "limits": list(limits)}
+    audit.append(session, subject="accounts", subject_id=known, event="throttled", detail=detail, now=now)
 
 
 def find_session(session: Session, digest: str, *, idle: timedelta, now: datetime) -> WebSession | None:

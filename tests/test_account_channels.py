@@ -97,6 +97,18 @@ def test_an_open_page_is_no_use_of_its_session(site: Web) -> None:
         assert site.client.get("/", headers=cookie).status_code == 401
 
 
+def test_moving_through_slices_is_use_of_a_session_and_pictures_of_rows_are_none(site: Web) -> None:
+    cookie = cookie_of(site, "otto") | {"Sec-Fetch-Dest": "image"}
+    for _ in range(3):
+        site.now += timedelta(minutes=50)
+        assert site.client.get("/jobs/1/pictures/1.2.3?at=7&size=512", headers=cookie).status_code == 404
+    for path in ("/jobs/1/pictures/1.2.3", "/studies/1.2.3/thumbnail"):
+        site.now += timedelta(minutes=25)
+        assert site.client.get(path, headers=cookie).status_code == 404
+    site.now += timedelta(minutes=25)
+    assert site.client.get("/jobs/1/pictures/1.2.3?at=7", headers=cookie).status_code == 401
+
+
 def test_an_open_channel_is_no_use_of_its_session(site: Web) -> None:
     cookie, others = cookie_of(site, "otto"), bearer_of(site, "anna")
     with httpx.Client(base_url=site.address, headers=others, timeout=60) as client:

@@ -12,7 +12,7 @@ from sqlalchemy.exc import OperationalError
 
 from db import accounts
 from dicomnode.accounts import managing, passwords
-from tests.account_node import PASSWORD, cookie_of, log_in, run_node
+from tests.account_node import PASSWORD, cookie_of, find_events, log_in, run_node
 from tests.web_node import Web
 
 pytestmark = pytest.mark.slow
@@ -47,6 +47,13 @@ def test_a_refused_log_in_is_in_the_log_with_name_and_address(site: Web, caplog:
         assert log_in(site, "no\nbody", "a wrong password").status_code == 401
     lines = [record.getMessage() for record in caplog.records if "log-in" in record.getMessage()]
     assert [line.split(" from ")[0] for line in lines] == ["web: a log-in as 'otto'", "web: a log-in as 'no\\nbody'"]
+
+
+def test_log_ins_that_wait_are_an_event(site: Web) -> None:
+    assert [log_in(site, "otto", "wrong").status_code for _ in range(12)] == [401] * 10 + [429] * 2
+    [event] = find_events(site, "accounts", "throttled")
+    assert event.subject_id == "otto"
+    assert event.detail == {"address": "127.0.0.1", "limits": ["10 attempts by account and address"]}
 
 
 def test_a_password_that_changes_during_the_log_in_opens_no_session(site: Web, monkeypatch: pytest.MonkeyPatch) -> None:

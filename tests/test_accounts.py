@@ -222,6 +222,27 @@ def test_attempts_at_one_account_from_many_addresses_are_limited(now: datetime) 
     assert throttle.admit("otto", "10.0.1.1") == 901
 
 
+def test_a_limit_that_is_reached_is_listed_once_in_its_time(now: datetime) -> None:
+    at = [now]
+    throttle = LoginThrottle(lambda: at[0])
+    for _ in range(2):
+        assert [throttle.admit("otto", "10.0.1.1") for _ in range(11)][-1] > 0
+        listed = [throttle.list_new_closures("otto", "10.0.1.1") for _ in range(2)]
+        assert listed == [["10 attempts by account and address"], []]
+        at[0] += timedelta(minutes=15)
+
+
+def test_the_event_of_a_limit_names_accounts_only(sessions: sessionmaker[Session], now: datetime) -> None:
+    with sessions.begin() as session:
+        add(session, "otto", now)
+        for name in ("otto", "a password by mistake"):
+            accounts.record_throttle(session, name, address="10.0.1.1", limits=["40 attempts by address"], now=now)
+    with sessions() as session:
+        events = session.scalars(select(Event).where(Event.event == "throttled")).all()
+    assert [each.subject_id for each in events] == ["otto", "unknown"]
+    assert {str(each.detail) for each in events} == {"{'address': '10.0.1.1', 'limits': ['40 attempts by address']}"}
+
+
 def test_log_ins_at_the_provider_count_by_themselves(now: datetime) -> None:
     throttle = LoginThrottle(lambda: now)
     assert [throttle.admit(None, "10.0.0.1") for _ in range(41)] == [0] * 40 + [901]

@@ -102,7 +102,7 @@ def test_the_request_to_the_provider_has_pkce_state_and_nonce_of_its_own(site: W
 
 def test_the_cookie_on_the_way_is_for_the_return_only(site: Web) -> None:
     cookie = site.client.get("/login/provider").headers["set-cookie"]
-    for part in ("dicomnode-login=", "HttpOnly", "Max-Age=600", "Path=/login", "SameSite=lax"):
+    for part in ("dicomnode-login=", "HttpOnly", "Max-Age=600", "Path=/;", "SameSite=lax"):
         assert part in cookie
 
 
@@ -310,7 +310,7 @@ def test_authorities_that_cannot_be_read_are_a_provider_that_cannot_be_reached(t
 
 
 def test_a_role_inside_another_claim_is_found(tmp_path: Path, provider: IdentityProvider) -> None:
-    provider.claims = {"sub": "1", "preferred_username": "otto", "realm_access": {"roles": ["technicians"]}}
+    provider.claims = {"sub": "1", "preferred_username": "olga", "realm_access": {"roles": ["technicians"]}}
     (tmp_path / "oidc.secret").write_text(SECRET)
     oidc = {
         "issuer": provider.issuer, "client_id": CLIENT_ID, "client_secret_file": "oidc.secret", "roles": ROLES,
@@ -318,7 +318,7 @@ def test_a_role_inside_another_claim_is_found(tmp_path: Path, provider: Identity
     }  # fmt: skip
     with run_node(tmp_path, {"oidc": oidc, "public_url": PUBLIC}) as web:
         assert enter(web).status_code == 200
-        assert (accounts_of(web)["oidc:1"].display_name, accounts_of(web)["oidc:1"].role) == ("otto", Role.OPERATOR)
+        assert (accounts_of(web)["oidc:1"].display_name, accounts_of(web)["oidc:1"].role) == ("olga", Role.OPERATOR)
 
 
 def test_settings_that_let_nobody_in_or_everybody_watch_are_refused() -> None:

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from db import accounts
 from db.models import Account
 from db.states import Role
-from dicomnode.accounts import passwords
+from dicomnode.accounts import display_names, passwords
 from dicomnode.errors import InputRefused, NotAllowed, NotFound
 
 __all__ = ["add", "change_password", "change_role", "describe", "disable", "enable", "make_token", "revoke_token"]
@@ -25,6 +25,8 @@ def add(session: Session, name: str, role: Role, password: str, *, by: str, now:
         raise InputRefused("the name of an account has 1 to 40 of a-z, 0-9, '.', '_', '-', a letter or digit first")
     if accounts.find(session, name) is not None:
         raise NotAllowed(f"account {name} exists; 'dicomnode accounts enable' enables one that is disabled")
+    if display_names.is_taken(session, name):
+        raise NotAllowed(f"{name} is the name that another account has in forms and records: choose another")
     hashed = passwords.hash_password(password)
     return accounts.add(session, name=name, display_name=name, role=role, password_hash=hashed, by=by, now=now)
 

@@ -11,7 +11,7 @@ from ipaddress import ip_address
 from urllib.parse import quote, urlsplit
 
 from fastapi import APIRouter
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, QueryParams
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -21,8 +21,9 @@ from dicomnode.web.account_access import AccountAccess
 from dicomnode.web.cookies import delete_cookie, local_path, read_cookie, set_cookie
 from dicomnode.web.forms import Form
 from dicomnode.web.node_token import SESSION_LENGTH, Token
+from dicomnode.web.public_scheme import is_encrypted
 
-__all__ = ["IN_BACKGROUND", "OPEN_PATHS", "PROVIDER_PATHS", "AccessMiddleware", "create_router"]
+__all__ = ["IN_BACKGROUND", "OPEN_PATHS", "PROVIDER_PATHS", "AccessMiddleware", "create_router", "is_same_site"]
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/metrics", "/login", "/static/node.css"})
 _PROVIDER_PATH = "/login/provider"
@@ -65,15 +66,15 @@ class AccessMiddleware:
         if not is_guarded and not _is_loopback(headers.get("host", ""), self._host):
             return PlainTextResponse("this node answers on its own machine only, under its own name\n", 403)
         is_change = scope["method"] not in _SAFE_METHODS or scope["path"] == _PROVIDER_PATH
-        if is_change and not _is_same_site(headers):
+        if is_change and not is_same_site(scope):
             return PlainTextResponse("a page of another site cannot change anything here\n", 403)
         if self._token is None or self._accounts is not None or scope["path"] in OPEN_PATHS:
             return None
-        return None if _is_authorized(headers, self._token) else _demand_access(scope, headers)
+        return None if _is_authorized(scope, self._token) else _demand_access(scope, headers)
 
     async def _answer_person(self, accounts: AccountAccess, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
-        found = await accounts.identify(headers, marks=not _is_in_background(scope, headers))
+        found = await accounts.identify(scope, marks=not _is_in_background(scope, headers))
         if found is None:
             await _demand_access(scope, headers)(scope, receive, send)
             return
@@ -88,11 +89,11 @@ async def _stream_while_logged_in(
     app: ASGIApp, accounts: AccountAccess, scope: Scope, receive: Receive, send: Send
 ) -> None:
     """Answer with a stream that ends with the session: nothing of it goes out afterwards."""
-    headers, is_over = Headers(scope=scope), False
+    is_over = False
 
     async def send_if_logged_in(message: Message) -> None:
         nonlocal is_over
-        if message["type"] == "http.response.body" and await accounts.identify(headers, marks=False) is None:
+        if message["type"] == "http.response.body" and await accounts.identify(scope, marks=False) is None:
             is_over = True
             await send({"type": "http.response.body", "body": b"", "more_body": False})
             raise OSError("the session is over")
@@ -106,16 +107,19 @@ async def _stream_while_logged_in(
 
 
 def _is_in_background(scope: Scope, headers: Headers) -> bool:
-    """Return whether a page sends a request by itself; the pictures of rows that it renews are such, too."""
-    is_picture = headers.get("sec-fetch-dest") == "image"
+    """Return whether a page sends a request by itself; the pictures of rows that it renews are such, too.
+
+    A picture at a slice is none of these: a person has moved there.
+    """
+    is_picture = headers.get("sec-fetch-dest") == "image" and "at" not in QueryParams(scope["query_string"])
     return scope["path"] == _STREAM_PATH or IN_BACKGROUND in scope or _BACKGROUND_HEADER in headers or is_picture
 
 
-def _is_authorized(headers: Headers, token: Token) -> bool:
-    kind, _, credential = headers.get("authorization", "").partition(" ")
+def _is_authorized(scope: Scope, token: Token) -> bool:
+    kind, _, credential = Headers(scope=scope).get("authorization", "").partition(" ")
     if kind.lower() == "bearer" and token.matches(credential.strip()):
         return True
-    return token.is_session(read_cookie(headers))
+    return token.is_session(read_cookie(scope))
 
 
 def _demand_access(scope: Scope, headers: Headers) -> Response:
@@ -148,9 +152,9 @@ def create_router(token: Token | None) -> APIRouter:
     @routes.post("/logout")
     def log_out(request: Request) -> Response:
         if token is not None:
-            token.close_session(read_cookie(request.headers))
+            token.close_session(read_cookie(request.scope))
         answer = RedirectResponse("/login", 303)
-        delete_cookie(answer)
+        delete_cookie(answer, request)
         return answer
 
     return routes
@@ -175,9 +179,14 @@ def _is_loopback(host: str, configured: str) -> bool:
         return False
 
 
-def _is_same_site(headers: Headers) -> bool:
-    """Return whether a request comes from a page of this site, or from a program, which sends no origin."""
+def is_same_site(scope: Scope) -> bool:
+    """Return whether a request comes from a page of this site, or from a program, which sends no origin.
+
+    With HTTPS a page without is another site: whoever is on the way may have written it.
+    """
+    headers = Headers(scope=scope)
     origin = headers.get("origin")
     if origin is not None:
-        return origin.partition("://")[2] == headers.get("host", "")
+        scheme, _, host = origin.partition("://")
+        return host == headers.get("host", "") and (scheme == "https" or not is_encrypted(scope))
     return headers.get("sec-fetch-site", "none") in ("none", "same-origin")

@@ -7,6 +7,7 @@ process, and a restart does not.
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
@@ -15,12 +16,14 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
+from starlette.types import Scope
 
 from db import accounts, audit
 from db import engine as engines
 from db.models import Account
 from db.states import Role
 from dicomnode.accounts import passwords
+from dicomnode.accounts.display_names import NODE_TOKEN_NAME
 from dicomnode.config.web import WebConfig
 from dicomnode.web.cookies import read_cookie
 from dicomnode.web.login_throttle import LoginThrottle
@@ -29,7 +32,9 @@ from dicomnode.web.person import Person
 
 __all__ = ["NODE_TOKEN", "AccountAccess"]
 
-NODE_TOKEN = Person("node token", "node token", Role.ADMINISTRATOR)
+_log = logging.getLogger(__name__)
+
+NODE_TOKEN = Person(NODE_TOKEN_NAME, NODE_TOKEN_NAME, Role.ADMINISTRATOR)
 """Whoever has the node's token; no account can have this name."""
 _CHECKED_AT_ONCE = 2
 """Passwords checked at one moment: each takes 64 MiB."""
@@ -48,13 +53,23 @@ class AccountAccess:
         self._marking: set[str] = set()
         self.throttle = LoginThrottle(now)
 
-    async def identify(self, headers: Headers, *, marks: bool = True) -> Person | None:
-        """Return who sends a request with these headers, or None; ``marks``: it counts as use of the session."""
-        kind, _, credential = headers.get("authorization", "").partition(" ")
+    async def identify(self, scope: Scope, *, marks: bool = True) -> Person | None:
+        """Return who sends a request, or None; ``marks``: it counts as use of the session."""
+        kind, _, credential = Headers(scope=scope).get("authorization", "").partition(" ")
         if kind.lower() == "bearer":
             return await run_in_threadpool(self._find_by_token, credential.strip())
-        cookie = read_cookie(headers)
+        cookie = read_cookie(scope)
         return await run_in_threadpool(self._find_by_cookie, cookie, marks) if cookie else None
+
+    async def admit_login(self, name: str | None, address: str) -> int:
+        """Count an attempt to log in and return 0, or the seconds after which one is admitted, which is an event.
+
+        ``name`` None: an attempt at the provider.
+        """
+        wait_s = self.throttle.admit(name, address)
+        if wait_s and (limits := self.throttle.list_new_closures(name, address)):
+            await run_in_threadpool(self._record_throttle, name or "", address, limits)
+        return wait_s
 
     async def check_password(self, name: str, password: str) -> str:
         """Return the hash of an enabled account's password, or "" where it is not that one.
@@ -87,6 +102,12 @@ class AccountAccess:
         """End the session of a cookie."""
         with self._sessions.begin() as session:
             accounts.close_session(session, passwords.digest(cookie), now=self._now())
+
+    def _record_throttle(self, name: str, address: str, limits: list[str]) -> None:
+        """Record an event; a database that takes no writes opens no limit."""
+        _log.warning("web: log-ins from %s wait: %s", address, ", ".join(limits))
+        with contextlib.suppress(SQLAlchemyError), self._sessions.begin() as session:
+            accounts.record_throttle(session, name, address=address, limits=limits, now=self._now())
 
     def _check_password(self, name: str, password: str) -> str:
         with self._readers() as session:

@@ -38,7 +38,7 @@ def create_router(accounts: AccountAccess, provider: Provider | None = None) -> 
         name, target = form.get("name", "")[:_LONGEST_NAME].lower(), form.get("next", "/")
         name = name.replace("\0", "?")  # PostgreSQL refuses it in a text, and no account has either
         address = find_address(request)
-        if wait_s := accounts.throttle.admit(name, address):
+        if wait_s := await accounts.admit_login(name, address):
             return render_form(target, wait_s=wait_s, provider=provider)
         hashed = await accounts.check_password(name, form.get("password", ""))
         cookie = await run_in_threadpool(accounts.open_session, name, hashed) if hashed else None
@@ -46,16 +46,16 @@ def create_router(accounts: AccountAccess, provider: Provider | None = None) -> 
             _log.warning("web: a log-in as %r from %s was refused", name, address)
             return render_form(target, _WRONG, 401, provider=provider)
         accounts.throttle.forgive(name, address)
-        await run_in_threadpool(accounts.close_session, read_cookie(request.headers))
+        await run_in_threadpool(accounts.close_session, read_cookie(request.scope))
         answer = RedirectResponse(local_path(target), 303)
         set_cookie(answer, request, cookie, accounts.length)
         return answer
 
     @routes.post("/logout")
     def log_out(request: Request) -> Response:
-        accounts.close_session(read_cookie(request.headers))
+        accounts.close_session(read_cookie(request.scope))
         answer = RedirectResponse("/login", 303)
-        delete_cookie(answer)
+        delete_cookie(answer, request)
         return answer
 
     return routes

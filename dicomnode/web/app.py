@@ -31,6 +31,7 @@ from dicomnode.web import (
     viewer,
 )
 from dicomnode.web.account_access import AccountAccess
+from dicomnode.web.public_scheme import PublicSchemeMiddleware
 from dicomnode.web.security import ErrorMiddleware, SecurityHeadersMiddleware
 from dicomnode.web.ups_events import ChannelAccessMiddleware
 
@@ -80,6 +81,7 @@ def create_app(
     app.add_middleware(SecurityHeadersMiddleware)
     app.add_middleware(ErrorMiddleware)
     app.add_middleware(ChannelAccessMiddleware)
+    app.add_middleware(PublicSchemeMiddleware, public_url=config.web.public_url)
     return app
 
 

@@ -27,6 +27,7 @@ class LoginThrottle:
     def __init__(self, now: Callable[[], datetime]) -> None:
         self._now = now
         self._attempts: dict[Key, list[datetime]] = {}
+        self._listed_at: dict[Key, datetime] = {}
 
     def admit(self, account: str | None, address: str) -> int:
         """Count an attempt and return 0, or return the seconds after which one is admitted.
@@ -45,10 +46,23 @@ class LoginThrottle:
     def forgive(self, account: str | None, address: str) -> None:
         """Forget an attempt that was right, and the wrong ones for its account at this address."""
         if account is not None:
-            self._attempts.pop(("account at", account, address), None)
+            self._attempts.pop(("account and address", account, address), None)
         for key in _make_keys(account, address):
             if attempts := self._attempts.get(key):
                 attempts.pop()
+
+    def list_new_closures(self, account: str | None, address: str) -> list[str]:
+        """Return the limits that refuse this attempt, each once in 15 minutes."""
+        now = self._now()
+        limits = _make_keys(account, address)
+        found = [key for key, most in limits.items() if self._find_wait_s(key, most, now)]
+        new = [key for key in found if now >= self._listed_at.get(key, now - _WINDOW) + _WINDOW]
+        for key in new:
+            self._listed_at.pop(key, None)  # the newest last
+            self._listed_at[key] = now
+        while len(self._listed_at) > _MOST_KEYS:
+            del self._listed_at[next(iter(self._listed_at))]
+        return [f"{limits[key]} attempts by {key[0]}" for key in new]
 
     def _find_wait_s(self, key: Key, most: int, now: datetime) -> int:
         attempts = [at for at in self._attempts.get(key, []) if at > now - _WINDOW]
@@ -61,7 +75,7 @@ def _make_keys(account: str | None, address: str) -> dict[Key, int]:
     if account is None:
         return {("provider", address): _MOST_BY_ADDRESS}
     return {
-        ("account at", account, address): _MOST_AT_ONE_ADDRESS,
+        ("account and address", account, address): _MOST_AT_ONE_ADDRESS,
         ("account", account): _MOST_BY_ACCOUNT,
         ("address", address): _MOST_BY_ADDRESS,
     }

@@ -7,7 +7,6 @@ page of this node leads on.
 
 from __future__ import annotations
 
-import hmac
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,15 +21,14 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from db import accounts, audit
-from dicomnode.accounts import passwords
-from dicomnode.accounts.oidc import Identity, PendingLogin, Provider
+from dicomnode.accounts import entering, passwords
+from dicomnode.accounts.oidc import PendingLogin, Provider
 from dicomnode.config.web import WebConfig
 from dicomnode.errors import LoginRefused, ProviderUnreachable
 from dicomnode.web import pages
 from dicomnode.web.account_access import AccountAccess
 from dicomnode.web.account_login import find_address, render_form
-from dicomnode.web.cookies import local_path, read_cookie, set_cookie
+from dicomnode.web.cookies import delete_cookie, local_path, read_cookie, set_cookie
 
 __all__ = ["add_routes", "make_provider"]
 
@@ -115,28 +113,25 @@ def add_routes(
     @routes.get("/login/provider")
     async def begin(request: Request, next: str = "/") -> Response:
         address = find_address(request)
-        if wait_s := access.throttle.admit(None, address):
+        if wait_s := await access.admit_login(None, address):
             return render_form(next, wait_s=wait_s, provider=provider)
         try:
             login = await questions.run(provider.begin)
         except ProviderUnreachable as error:
             return render_form(next, f"{error}.", 503, provider=provider)
         answer = RedirectResponse(login.address, 303)
-        secure, age_s = request.url.scheme == "https", int(_LENGTH.total_seconds())
         cookie = pending.add(login, local_path(next), address)
-        answer.set_cookie(
-            _COOKIE_NAME, cookie, age_s, path="/login", httponly=True, samesite="lax", secure=secure
-        )  # fmt: skip
+        set_cookie(answer, request, cookie, _LENGTH, name=_COOKIE_NAME, samesite="lax")
         return answer
 
     @routes.get("/login/return")
     async def finish(request: Request) -> Response:
-        started = pending.take(read_cookie(request.headers, _COOKIE_NAME))
+        started = pending.take(read_cookie(request.scope, _COOKIE_NAME))
         if started is None:
             return render_form("/", _OVER, 400, provider=provider)
         try:
             identity = await questions.run(provider.finish, started.login, dict(request.query_params))
-            name = await run_in_threadpool(_enter, sessions, provider.issuer, identity, now())
+            name = await run_in_threadpool(entering.enter, sessions, provider.issuer, identity, now())
             cookie = await run_in_threadpool(access.open_session, name)
             if cookie is None:
                 raise LoginRefused(f"the account of {identity.display_name} is disabled on this node")
@@ -148,24 +143,5 @@ def add_routes(
         access.throttle.forgive(None, started.address)
         answer = pages.render("login_done.html", target=started.target, display_name=identity.display_name)
         set_cookie(answer, request, cookie, access.length)
-        answer.delete_cookie(_COOKIE_NAME, path="/login")
+        delete_cookie(answer, request, _COOKIE_NAME)
         return answer
-
-
-def _enter(sessions: sessionmaker[Session], issuer: str, identity: Identity, now: datetime) -> str:
-    """Return the name of the person's account, which is made or brought up to date. Raises LoginRefused."""
-    name = f"oidc:{identity.subject}"
-    with audit.act_for(name), sessions.begin() as session:
-        account = accounts.find(session, name)
-        if account is None:
-            accounts.add(
-                session, name=name, display_name=identity.display_name, role=identity.role, issuer=issuer, by=issuer,
-                now=now,
-            )  # fmt: skip
-            return name
-        if not hmac.compare_digest(account.issuer, issuer):
-            raise LoginRefused(f"the account {name} is of another provider, {account.issuer}")
-        account.display_name = identity.display_name
-        if account.role is not identity.role:
-            accounts.change_role(session, account, identity.role, by=issuer, now=now)
-    return name

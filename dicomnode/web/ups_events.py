@@ -17,14 +17,13 @@ from typing import Any
 from fastapi import APIRouter
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from db import workitems
 from dicomnode.web import methods
-from dicomnode.web.access import IN_BACKGROUND
+from dicomnode.web.access import IN_BACKGROUND, is_same_site
 from dicomnode.web.ups import Worklist, parse_ae_title
 
 __all__ = ["JUDGED_EVERY_S", "MOST_CHANNELS", "ChannelAccessMiddleware", "add_routes"]
@@ -115,7 +114,7 @@ class ChannelAccessMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "websocket":
             await self._app(scope, receive, send)
-        elif _is_same_site(scope) and await self._allows(scope):
+        elif is_same_site(scope) and await self._allows(scope):
             await self._serve_while_allowed(scope, receive, send)
         else:
             await receive()  # websocket.connect
@@ -187,9 +186,3 @@ class _JudgedChannel:
             self._over.set()
             with contextlib.suppress(OSError):  # the client left
                 await self._send({"type": "websocket.close", "code": _REFUSED})
-
-
-def _is_same_site(scope: Scope) -> bool:
-    headers = Headers(scope=scope)
-    origin = headers.get("origin")
-    return origin is None or origin.partition("://")[2] == headers.get("host", "")
