@@ -5,6 +5,7 @@
 # make coverage    the fast tests with their coverage; fails below the floor of pyproject.toml
 # make mutate      change decisive modules expression by expression; the tests have to notice (docs: tests/mutation.py)
 # make fuzz        odd and broken input of every kind that strangers send, for MINUTES=10 in all (docs: tests/fuzz/__init__.py)
+# make simulate    the whole node under faults of disk, database, network and process, TRIALS=300 (docs/explanation/simulator.md)
 # make docs        the documentation site in build/docs, from the code as it is; a warning is an error
 # make bench       the benchmarks behind docs/benchmarks.md (about an hour on two cores)
 
@@ -16,9 +17,10 @@ DOCS_INSTALLED := $(VENV)/.installed-docs
 PYTEST_ARGS ?=
 PROCESSES ?= 2
 MINUTES ?= 10
+TRIALS ?= 300
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-fast lint coverage mutate fuzz docs bench peers viewer clean
+.PHONY: demo test test-fast lint coverage mutate fuzz simulate docs bench peers viewer clean
 
 demo: $(INSTALLED) viewer
 	$(BIN)/dicomnode demo $(if $(KEEP),--keep)
@@ -39,6 +41,9 @@ mutate: $(INSTALLED)
 fuzz: $(INSTALLED)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary :all: --constraint constraints.txt atheris || echo "atheris is left out"
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --minutes $(MINUTES)
+
+simulate: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.simulation --trials $(TRIALS)
 
 docs: $(DOCS_INSTALLED)
 	$(BIN)/python -m sphinx -b html -E -W --keep-going -q docs build/docs

@@ -43,7 +43,15 @@ from dicomnode.worklist.performing import Performer
 if TYPE_CHECKING:
     from dicomnode.web.server import Server as WebServer
 
-__all__ = ["WorkerPool", "make_sweeps", "prepare", "serve", "stop_on_signals"]
+__all__ = [
+    "WorkerPool",
+    "list_sweeps",
+    "make_sweeps",
+    "prepare",
+    "resume_work",
+    "serve",
+    "stop_on_signals",
+]
 
 log = logging.getLogger("dicomnode.node")
 
@@ -83,13 +91,7 @@ def serve(config: Config, *, workers: int, ready: Callable[[str], None], stop: t
     engine = engines.connect(config.database_url)
     sessions = engines.sessions(engine)
     now = clocks.make_clock(engine)  # one clock, handed to all parts below
-    with sessions() as session:
-        check_nothing_lost(session, config.spool_dir)
-    _mend_lost_time(sessions, config, now())
-    delivery.reclaim_interrupted(sessions, now=now())
-    reporting.reclaim_interrupted(sessions, now=now())
-    notification.resume(sessions, now=now())
-    rerouting.offer_unrouted(sessions, config, now=now)
+    resume_work(sessions, config, now=now)
     meters, sweep_health = Meters(), SweepHealth()
     server = scp.start(config, now=now, meters=meters)
     nights = LearningSupervisor(sessions, config, now)
@@ -115,6 +117,17 @@ def serve(config: Config, *, workers: int, ready: Callable[[str], None], stop: t
         nights.stop()
         pool.wait(DRAIN_S)
         engine.dispose()
+
+
+def resume_work(sessions: sessionmaker[Session], config: Config, *, now: Clock) -> None:
+    """Take up the work that a former process of this machine left, however it ended. Raises StorageDamaged."""
+    with sessions() as session:
+        check_nothing_lost(session, config.spool_dir)
+    _mend_lost_time(sessions, config, now())
+    delivery.reclaim_interrupted(sessions, now=now())
+    reporting.reclaim_interrupted(sessions, now=now())
+    notification.resume(sessions, now=now())
+    rerouting.offer_unrouted(sessions, config, now=now)
 
 
 def _raise_open_files() -> None:
@@ -148,8 +161,19 @@ def make_sweeps(
     learning: Callable[[], int] = _do_nothing,
 ) -> Sweeps:
     """Return the sweeps of a node, which follow the clock when it is set."""
+    sweeps = list_sweeps(sessions, config, now=now, learning=learning)
+    for name in sweeps:
+        sweep_health.watch(name, _DEADLINE_S.get(name, 60.0))
+    watch = ClockWatch(sessions, now, lease_s=config.worker.lease_s, moves_rows=True)
+    return Sweeps(sweeps, sweep_health=sweep_health, before=watch.check)
+
+
+def list_sweeps(
+    sessions: sessionmaker[Session], config: Config, *, now: Clock, learning: Callable[[], int] = _do_nothing
+) -> dict[str, Callable[[], int]]:
+    """Return by name what the node repeats; each returns how many things it did."""
     retention, performer = Retention(sessions, config), Performer(sessions, config)
-    sweeps: dict[str, Callable[[], int]] = {
+    return {
         "completion": lambda: completion.close_due_studies(sessions, config.completion, now=now),
         "routing": lambda: routing.route_complete_studies(sessions, config, now=now),
         "fetching": lambda: prefetch.run_pending_retrievals(sessions, config, now=now),
@@ -166,10 +190,6 @@ def make_sweeps(
         "backfill": Backfill(sessions, config.spool_dir).step,
         "high water": partial(_raise_high_water, sessions, HighWater(config.spool_dir)),
     }
-    for name in sweeps:
-        sweep_health.watch(name, _DEADLINE_S.get(name, 60.0))
-    watch = ClockWatch(sessions, now, lease_s=config.worker.lease_s, moves_rows=True)
-    return Sweeps(sweeps, sweep_health=sweep_health, before=watch.check)
 
 
 def _raise_high_water(sessions: sessionmaker[Session], mark: HighWater) -> int:
