@@ -33,7 +33,7 @@ USUAL_RATIO = 2.0
 """Squared error over the samples' variance on validation label maps, in held-out samples."""
 NOISE_DOUBT = 0.1
 """Relative error of the variance of the noise that is allowed for."""
-USUAL_SHARE = 0.5
+USUAL_SHARE = 0.9
 """Share of the estimate in the image where nothing was held out. Chosen on validation label maps."""
 
 

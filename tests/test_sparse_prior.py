@@ -3,6 +3,7 @@
 import math
 from functools import cache
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -83,15 +84,30 @@ def error(x: Tensor) -> float:
     return float((x - reconstruct()["exact"]).abs().square().mean().sqrt())
 
 
-def test_the_estimate_is_no_posterior_mean_and_dims_small_spots() -> None:
-    found = reconstruct()
-    assert contrast(found["estimate"]) < 0.35 * contrast(found["exact"])
+def estimate_as_noise_warrants() -> Tensor:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inversion, "DATA_WEIGHT", 1.0)
+        return inversion.estimate_slices(acquire()[0], sparse_model(), OPTIONS)
 
 
-def test_the_image_keeps_two_thirds_of_the_contrast_of_the_posterior_mean_and_is_nearer_to_it() -> None:
-    found = reconstruct()
-    assert 0.65 < contrast(found["image"]) / contrast(found["exact"]) < 1.1
-    assert error(found["image"]) < 0.8 * error(found["estimate"])
+def test_an_estimate_with_the_warranted_weight_is_no_posterior_mean_and_dims_small_spots() -> None:
+    assert contrast(estimate_as_noise_warrants()) < 0.35 * contrast(reconstruct()["exact"])
+
+
+def test_the_image_keeps_the_contrast_of_the_posterior_mean_and_is_nearer_to_it() -> None:
+    found, warranted = reconstruct(), error(estimate_as_noise_warrants())
+    assert 0.9 < contrast(found["image"]) / contrast(found["exact"]) < 1.15
+    assert error(found["image"]) < 0.4 * warranted
+    assert error(found["estimate"]) < 0.3 * warranted
+
+
+def test_a_prior_that_was_adapted_to_the_warranted_weight_keeps_it() -> None:
+    p, model = acquire()[0], sparse_model()
+    options = inversion.Options(solver="adadiff")
+    found = inversion.estimate_slices(p, model, options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inversion, "DATA_WEIGHT", 1.0)
+        torch.testing.assert_close(inversion.estimate_slices(p, model, options), found)
 
 
 def test_an_estimate_across_slices_is_the_image_alone_and_its_sd_explains_what_it_leaves() -> None:
