@@ -1,7 +1,7 @@
 """The auditor: reads what senders and peers know, the files and the rows by plain SQL, and states what is wrong.
 
-It imports nothing of the node. What it takes for granted is documented: a file's name is the SHA-256 of its content
-(ARCHITECTURE.md), the states of rows (docs/reference), and the hash of an event (docs/backup.md).
+It imports nothing of the node. It takes for granted that a file's name is the SHA-256 of its content (ARCHITECTURE.md),
+and repeats by hand the tables, the states of their rows and what the hash of an event covers.
 """
 
 from __future__ import annotations
