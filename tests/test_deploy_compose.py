@@ -66,6 +66,13 @@ def test_a_service_writes_to_named_volumes_and_memory_only(name: str) -> None:
 
 
 @EACH
+def test_a_tmpfs_has_only_options_that_podman_knows_as_well(name: str) -> None:
+    for mounted in SERVICES[name].get("tmpfs", []):
+        options = mounted.partition(":")[2].split(",")
+        assert {option.partition("=")[0] for option in options if option} <= {"mode", "size"}, f"{name}: {mounted}"
+
+
+@EACH
 def test_an_image_is_ours_or_one_whose_version_is_stated(name: str) -> None:
     image = SERVICES[name]["image"]
     if name in OURS:
