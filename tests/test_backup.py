@@ -190,3 +190,15 @@ def test_the_facts_of_a_backup_say_what_it_is(filled_node: config.Config, tmp_pa
     backup.create(filled_node, tmp_path / "b", now=clock)
     facts = json.loads((tmp_path / "b" / "backup.json").read_text())
     assert (facts["files"], facts["bytes"], facts["database"]) == (3, 11, "sqlite")
+
+
+def test_pg_dump_gets_the_password_and_no_list_of_processes_shows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "pg_dump"
+    program.write_text(f'#!/bin/sh\nfor last; do :; done\necho "$last $PGPASSWORD" >{tmp_path / "seen"}\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    url = URL.create("postgresql+psycopg", "dicomnode", "odd:/@", "db.example", 5432, "dicomnode")
+    backup.dump_database(url, tmp_path / "dump")
+    assert (tmp_path / "seen").read_text() == "postgresql://dicomnode@db.example:5432/dicomnode odd:/@\n"

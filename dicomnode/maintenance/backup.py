@@ -150,7 +150,8 @@ def _load(url: URL, dump: Path) -> None:
 
 def _run(program: str, url: URL, *arguments: str) -> None:
     """Run a program of PostgreSQL; the password is passed in the environment, which no list of processes shows."""
-    where = url.set(drivername="postgresql", password=None).render_as_string()
+    # URL.set leaves a password where it is given None, and the rendered one, "***", would win over the environment
+    where = url._replace(drivername="postgresql", password=None).render_as_string()
     environment = os.environ | ({"PGPASSWORD": str(url.password)} if url.password else {})
     try:
         done = subprocess.run([program, *arguments, where], capture_output=True, text=True, env=environment)
