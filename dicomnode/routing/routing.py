@@ -218,8 +218,10 @@ def _collect_inputs(
 
     ``series_uids``: those that alone are matched, and are the first choice for the other inputs; empty: no choice.
     """
-    usable = sorted(snapshot.usable_series, key=lambda each: each.series_uid not in series_uids)
-    candidates = [each for each in usable if not series_uids or each.series_uid in series_uids]
+    usable = candidates = snapshot.usable_series
+    if series_uids:
+        candidates = [each for each in usable if each.series_uid in series_uids]
+        usable = [*candidates, *(each for each in usable if each.series_uid not in series_uids)]
     matched = [each for each in candidates if each.matches(route.match)]
     prior = priors.find_local_prior(snapshot, route) if matched and route.prior else None
     further = select_inputs(route.with_, usable) | (dict(prior.inputs) if prior else {})
