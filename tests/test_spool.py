@@ -7,6 +7,7 @@ import hashlib
 import os
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,19 @@ def test_a_file_has_its_name_only_once_it_is_durable(tmp_path: Path, monkeypatch
     events = _record_syncs(monkeypatch)
     spool.write(tmp_path, b"content")
     assert events == ["file", "rename", "folder"]
+
+
+def test_a_file_that_is_put_back_has_its_name_durable_before_the_other_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = spool.write(tmp_path, b"content")
+    events = _record_syncs(monkeypatch)
+    unlink = os.unlink
+    monkeypatch.setattr(os, "unlink", lambda path: (events.append("unlink"), unlink(path))[1])
+    written = datetime.fromtimestamp(spool.path(tmp_path, stored).stat().st_mtime, UTC)
+    assert not spool.remove(tmp_path, stored.sha256, now=written)
+    assert events == ["rename", "folder", "unlink"]
+    assert spool.path(tmp_path, stored).read_bytes() == b"content"
 
 
 def test_a_disk_without_space_is_told_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

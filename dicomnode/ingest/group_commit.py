@@ -12,7 +12,6 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from db import audit, studies
 from db.studies import Arrival, Registration
-from dicomnode.errors import NodeError
 from dicomnode.ingest.limits import ThrottledLog
 from dicomnode.monitoring.meters import Meters
 from dicomnode.storage import spool
@@ -36,12 +35,13 @@ class _Entry:
         self.error: Exception | None = None
 
     def make_durable(self, writer: spool.Writer) -> None:
-        """Commit the file; keep a failure for the thread that waits for it."""
+        """Commit the file; keep a failure, whatever it is, for the thread that waits for it."""
         try:
             writer.commit()
-        except (OSError, NodeError) as exc:
+        except Exception as exc:
             self.error = exc
-        self.durable.set()
+        finally:
+            self.durable.set()
 
 
 class Ledger:

@@ -238,9 +238,13 @@ def is_fresh(path: Path, *, now: datetime) -> bool:
 
 
 def _put_back(aside: Path, final: Path) -> None:
-    """Move the file back, unless the same content has been stored again meanwhile."""
+    """Move the file back, unless the same content has been stored again meanwhile.
+
+    Its name is durable before the other one goes, so that a power cut loses neither.
+    """
     with contextlib.suppress(FileExistsError):
         os.link(aside, final)
+    _sync_folder(final.parent)
     aside.unlink()
 
 
