@@ -17,17 +17,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 
 from db import audit
-from db.models import CommitmentRequest, Delivery, Event, Job, Notification, Proof, Retrieval, Study, Workitem
-from db.states import (
-    DeliveryState,
-    JobState,
-    NotificationState,
-    ProofState,
-    ReportState,
-    RetrievalState,
-    StudyState,
-    WorkitemState,
-)
+from db.models import CommitmentRequest, Delivery, Event, Job, Notification, Proof, Retrieval, Study
+from db.states import DeliveryState, JobState, NotificationState, ProofState, ReportState, RetrievalState, StudyState
 
 __all__ = ["ClockWatch", "grant_leases", "measure_time_lost", "shift_open_rows"]
 
@@ -50,7 +41,6 @@ _OPEN: tuple[tuple[Any, tuple[Any, ...], tuple[str, ...]], ...] = (
     (Notification, (NotificationState.WAITING,), ("not_before", _AGE)),
     (CommitmentRequest, (ReportState.WAITING,), ("not_before", _AGE)),
     (Proof, (ProofState.SENT,), ("not_before", "begun_at")),
-    (Workitem, (WorkitemState.SCHEDULED,), ("retrieve_at",)),
     (Retrieval, (RetrievalState.WANTED, RetrievalState.FETCHING), ("not_before", "created_at", "found_at")),
 )
 

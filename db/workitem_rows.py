@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ForeignKey, Index, UniqueConstraint, text
+from sqlalchemy import ForeignKey, Index, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
 from db.base import Base, Pk, Uid
@@ -18,9 +18,7 @@ class Workitem(Base):
     """Workitem. ``attributes``: its data set as DICOM JSON, without the Transaction UID, which is the access lock.
 
     ``transaction_uid``: "" until the workitem is claimed. ``performer``: who claimed it; ``is_own``: true where that is
-    this node. ``cancel_reason``: why this node stops its work on it, "" unless somebody asked. ``retrieve_from``: name
-    of the peer from which its inputs are being retrieved, "" unless they are; ``retrieve_reason``: why the last attempt
-    failed; ``retrieve_at``: when the peer is asked again.
+    this node. ``cancel_reason``: why this node stops its work on it, "" unless somebody asked.
     """
 
     __tablename__ = "workitems"
@@ -34,10 +32,6 @@ class Workitem(Base):
     performer: Mapped[str] = mapped_column(default="")
     is_own: Mapped[bool] = mapped_column(default=False)
     cancel_reason: Mapped[str] = mapped_column(default="")
-    retrieve_from: Mapped[str] = mapped_column(default="", server_default=text("''"))
-    retrieve_reason: Mapped[str] = mapped_column(default="", server_default=text("''"))
-    retrieve_attempts: Mapped[int] = mapped_column(default=0, server_default=text("0"))
-    retrieve_at: Mapped[datetime | None]
     created_at: Mapped[datetime]
     updated_at: Mapped[datetime]
     ended_at: Mapped[datetime | None]

@@ -20,16 +20,13 @@ __all__ = [
     "AlreadyExists",
     "add",
     "add_event",
-    "begin_retrieval",
     "count",
     "count_by_state",
     "count_subscribers",
     "delete_ended",
     "delete_events",
-    "end_retrieval",
     "find",
     "find_subscription",
-    "list_due_retrievals",
     "list_jobs",
     "list_newest",
     "list_open_of_study",
@@ -39,7 +36,6 @@ __all__ = [
     "list_unclaimed",
     "lock",
     "lock_open",
-    "postpone_retrieval",
     "remove_events",
     "scan",
     "set_studies",
@@ -88,32 +84,6 @@ def set_studies(session: Session, row: Workitem, study_uids: Collection[str]) ->
     session.execute(delete(WorkitemStudy).where(mine))
     session.add_all(WorkitemStudy(workitem_id=row.id, study_uid=uid) for uid in sorted(study_uids))
     session.flush()
-
-
-def begin_retrieval(session: Session, row: Workitem, peer: str, now: datetime) -> None:
-    """Record that the inputs of a locked workitem are to be retrieved from a peer; it is not claimed until they are."""
-    row.retrieve_from, row.retrieve_reason, row.retrieve_attempts, row.retrieve_at = peer, "", 0, None
-    _record_retrieval(session, row, "retrieval wanted", {"peer": peer}, now)
-
-
-def end_retrieval(session: Session, row: Workitem, *, reason: str, now: datetime) -> None:
-    """Record that all inputs of a locked workitem have arrived."""
-    row.retrieve_from, row.retrieve_reason, row.retrieve_at = "", "", None
-    _record_retrieval(session, row, "retrieved", {"reason": reason}, now)
-
-
-def postpone_retrieval(session: Session, row: Workitem, *, reason: str, at: datetime, now: datetime) -> None:
-    """Record why the inputs of a locked workitem did not arrive, and when the peer is asked again."""
-    row.retrieve_reason, row.retrieve_attempts, row.retrieve_at = reason, row.retrieve_attempts + 1, at
-    detail = {"reason": reason, "attempts": row.retrieve_attempts}
-    _record_retrieval(session, row, "retrieval postponed", detail, now)
-
-
-def list_due_retrievals(session: Session, *, now: datetime) -> Sequence[str]:
-    """Return the UIDs of the workitems whose inputs are to be retrieved now, the oldest first."""
-    is_due = or_(Workitem.retrieve_at.is_(None), Workitem.retrieve_at <= now)
-    query = select(Workitem.uid).where(Workitem.state == WorkitemState.SCHEDULED, Workitem.retrieve_from != "", is_due)
-    return session.scalars(query.order_by(Workitem.id)).all()
 
 
 def list_open_of_study(session: Session, study_uid: str) -> Sequence[Workitem]:
@@ -212,10 +182,6 @@ def delete_ended(session: Session, *, before: datetime, locked_before: datetime,
         )
         session.delete(row)
     return len(rows)
-
-
-def _record_retrieval(session: Session, row: Workitem, event: str, detail: Mapping[str, Any], now: datetime) -> None:
-    audit.append(session, subject=row.__tablename__, subject_id=row.id, event=event, detail=dict(detail), now=now)
 
 
 def subscribe(

@@ -37,7 +37,6 @@ from dicomnode.notifications import availability, notification
 from dicomnode.routing import completion, prefetch, rerouting, routing
 from dicomnode.storage.high_water import HighWater, check_nothing_lost
 from dicomnode.sweeps import Sweeps
-from dicomnode.worklist import retrieving
 from dicomnode.worklist.performing import Performer
 
 if TYPE_CHECKING:
@@ -57,17 +56,7 @@ log = logging.getLogger("dicomnode.node")
 
 DRAIN_S = 20.0
 _DEADLINE_S = dict.fromkeys(
-    (
-        "delivery",
-        "proofs",
-        "commitment reports",
-        "fetching",
-        "notifications",
-        "availability",
-        "retention",
-        "worklist",
-        "inputs of workitems",
-    ),
+    ("delivery", "proofs", "commitment reports", "fetching", "notifications", "availability", "retention", "worklist"),
     1800.0,
 )
 """Longest time between two successes of a sweep; sweeps that wait for other machines, or delete much, get more."""
@@ -185,7 +174,6 @@ def list_sweeps(
         "availability": lambda: availability.announce_due(sessions, config, now=now),
         "retention": lambda: retention.step(now=now),
         "worklist": lambda: performer.step(now=now),
-        "inputs of workitems": lambda: retrieving.retrieve_due(sessions, config, now=now),
         "learning": learning,
         "backfill": Backfill(sessions, config.spool_dir).step,
         "high water": partial(_raise_high_water, sessions, HighWater(config.spool_dir)),

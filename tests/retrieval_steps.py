@@ -28,7 +28,7 @@ from tests.sending import read_encoded, store_all
 __all__ = [
 "FLAIR", "T1W", "Archive", "StartReceiver", "archive", "count_inputs", "dcmqrscp", "explain", "load_retrieval",
     "load_study_state", "make_earlier_job", "make_route", "make_sessions", "now", "route_studies", "run_retrievals",
-    "send", "series_uid", "start", "start_receiver", "write_series",
+    "send", "start", "start_receiver", "write_series",
 ]  # fmt: skip
 
 start = receivers.start
@@ -56,15 +56,12 @@ def write_series(folder: Path, description: str, number: int, study_uid: str = S
         "SeriesNumber": number,
         "PatientID": "4711-geheim",
     } | attributes
-    uid = series_uid(number, study_uid)
+    series_uid = uids.derive("series", study_uid, str(number))
     for n in range(3):
-        write_instance(folder / f"{number}-{n}.dcm", study_uid=study_uid, series_uid=uid, InstanceNumber=n, **facts)
+        write_instance(
+            folder / f"{number}-{n}.dcm", study_uid=study_uid, series_uid=series_uid, InstanceNumber=n, **facts
+        )
     return [folder / f"{number}-{n}.dcm" for n in range(3)]
-
-
-def series_uid(number: int, study_uid: str = STUDY) -> str:
-    """Return the UID of the series of that number."""
-    return str(uids.derive("series", study_uid, str(number)))
 
 
 @pytest.fixture(params=["orthanc", "dcmtk"])

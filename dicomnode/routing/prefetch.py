@@ -12,17 +12,20 @@ import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session, sessionmaker
 
 from db import retrievals
-from db.models import Retrieval, Series, Study
+from db.models import Instance, Retrieval, Series, Study
 from db.states import RetrievalPurpose, RetrievalState
 from dicomnode.backoff import draw_backoff
 from dicomnode.config import Config, Peer, Route
+from dicomnode.dimse import queries
+from dicomnode.dimse.queries import RetrievalCounts
 from dicomnode.errors import NodeError, NotFound, PeerError, PeerRefused
-from dicomnode.routing import missing_series, prior_search, series_search, series_transfer
+from dicomnode.routing import missing_series, prior_search, retrieved, series_search
 from dicomnode.routing.examination import Examination
 from dicomnode.routing.series_search import Conditions
 from dicomnode.routing.study_snapshot import StudySnapshot
@@ -140,7 +143,7 @@ def _find_route(config: Config, retrieval: Retrieval) -> Route:
 
 def _find_series(sessions: sessionmaker[Session], request: _Request, config: Config, now: Clock) -> _Request:
     """Query the peer for the series and record its answer. Raises NotFound or PeerError."""
-    requestor, prior_uid = series_transfer.as_requestor(config), ""
+    requestor, prior_uid = _requestor(config), ""
     if request.current is not None:
         prior_uid, series_uids = prior_search.find_prior_study(
             request.peer, request.route, request.study_uid, request.current, requestor=requestor
@@ -178,11 +181,7 @@ def _retrieve_all(sessions: sessionmaker[Session], request: _Request, config: Co
     services, refusals = set[str](), list[PeerRefused]()
     for series_uid in request.series_uids:
         try:
-            services.add(
-                series_transfer.retrieve_series(
-                    sessions, config, request.peer, request.source_study_uid, series_uid, now=now
-                )
-            )
+            services.add(_retrieve_one(sessions, request, series_uid, config, now))
         except PeerRefused as error:  # the others may come all the same
             refusals.append(error)
             continue
@@ -192,6 +191,54 @@ def _retrieve_all(sessions: sessionmaker[Session], request: _Request, config: Co
         raise refusals[0]
     with sessions() as session:
         series_uids = session.get_one(Retrieval, request.id).series_uids
-        stored = sum(series_transfer.count_instances(session, request.source_study_uid, uid) for uid in series_uids)
+        stored = sum(_count_instances(session, request, uid) for uid in series_uids)
     by = f" by {' and '.join(sorted(services))}" if services else ""
     return f"{stored} instances in {len(series_uids)} series from {request.peer.name}{by}"
+
+
+def _retrieve_one(
+    sessions: sessionmaker[Session], request: _Request, series_uid: str, config: Config, now: Clock
+) -> str:
+    """Retrieve a series and return the name of the service that delivered it.
+
+    C-MOVE comes first; C-GET follows where the peer does not know this node or sends to another address.
+    """
+    requestor, own_aet = _requestor(config), config.node.ae_title
+    study_uid = request.source_study_uid
+    try:
+        moved = queries.move(request.peer, study_uid, series_uid=series_uid, destination_aet=own_aet, **requestor)
+        _check_arrival(sessions, request, series_uid, moved, f"C-MOVE; where does it think the AE title {own_aet} is?")
+        return "C-MOVE"
+    except PeerRefused as move_error:
+        store = retrieved.store_handler(config, sessions, request.peer, now)
+        try:
+            fetched = queries.fetch(request.peer, study_uid, series_uid=series_uid, on_store=store, **requestor)
+            _check_arrival(sessions, request, series_uid, fetched, "C-GET")
+            return "C-GET"
+        except PeerRefused as get_error:
+            raise PeerRefused(f"{move_error}; {get_error}") from None
+
+
+def _check_arrival(
+    sessions: sessionmaker[Session], request: _Request, series_uid: str, fetched: RetrievalCounts, service: str
+) -> None:
+    """Raise PeerRefused unless all instances that the peer reports as sent are stored here."""
+    sent = fetched.completed + fetched.warned
+    if fetched.failed or not sent:
+        raise PeerRefused(f"peer {request.peer.name} gave {sent} of {sent + fetched.failed} instances by {service}")
+    with sessions() as session:
+        stored = _count_instances(session, request, series_uid)
+    if stored < sent:
+        raise PeerRefused(f"peer {request.peer.name} sent {sent} instances, {stored} are here, by {service}")
+
+
+def _count_instances(session: Session, request: _Request, series_uid: str) -> int:
+    rows = select(func.count(Instance.id)).join(Series).join(Study)
+    of_series = (Study.study_uid == request.source_study_uid, Series.series_uid == series_uid)
+    return session.scalar(rows.where(*of_series)) or 0
+
+
+def _requestor(config: Config) -> dict[str, Any]:
+    """Return the arguments of this node as requestor, as ``dimse.queries`` takes them."""
+    node = config.node
+    return {"calling_aet": node.ae_title, "timeout_s": node.network_timeout_s, "tls": config.node.tls}

@@ -31,15 +31,13 @@ _PRIORITIES = {"HIGH": 1000, "LOW": -1000}
 @dataclass(frozen=True)
 class Order:
     """The work of one workitem. ``route``: what to run, under the workitem's own name; ``series_uids``: empty for all
-    series that the route matches; ``sop_instance_uids``: those that must have arrived; ``peer``: name of the peer from
-    which the inputs can be retrieved, or ""."""
+    series that the route matches; ``sop_instance_uids``: those that must have arrived."""
 
     route: Route
     study_uid: str
     series_uids: frozenset[str]
     sop_instance_uids: frozenset[str]
     patient_id: str
-    peer: str = ""
 
 
 def find_own_code(attributes: Elements) -> str:
@@ -102,18 +100,7 @@ def read_order(uid: str, attributes: Elements, config: Config) -> Order:
     if destinations := _read_destinations(attributes, config):
         changes["destinations"] = destinations
     own = route.model_copy(update=changes)
-    peer = _find_source(attributes, config)
-    return Order(own, study_uid, series_uids, sop_instance_uids, dicom.text(attributes, "PatientID"), peer)
-
-
-def _find_source(attributes: Elements, config: Config) -> str:
-    """Return the name of the first peer from which an item of the inputs can be retrieved by DICOM, or ""."""
-    for item in dicom.items(attributes, "InputInformationSequence"):
-        for place in dicom.items(item, "DICOMRetrievalSequence"):
-            title = dicom.text(place, "RetrieveAETitle")
-            if (peer := next((each for each in config.peers if each.ae_title == title), None)) is not None:
-                return peer.name
-    return ""
+    return Order(own, study_uid, series_uids, sop_instance_uids, dicom.text(attributes, "PatientID"))
 
 
 def _read_inputs(attributes: Elements) -> tuple[str, frozenset[str], frozenset[str]]:

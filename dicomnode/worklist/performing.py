@@ -135,8 +135,6 @@ class Performer:
             attributes: Elements = row.attributes
             try:
                 order = orders.read_order(uid, attributes, self._config)
-                if _wants_retrieval(session, row, order):
-                    return self._begin_retrieval(uid, order, now)
                 if missing := _reason_to_wait(session, order):
                     if now() < orders.waits_until(row, self._config, now()):
                         return False
@@ -153,15 +151,6 @@ class Performer:
         except ConfigError as error:
             return self._claim(uid, attributes, str(error), now)
         return self._claim(uid, attributes, order, now)
-
-    def _begin_retrieval(self, uid: str, order: Order, now: Clock) -> bool:
-        """Let the inputs of a workitem be retrieved; return whether that is new."""
-        with self._sessions.begin() as session:
-            row = workitems.lock(session, uid)
-            if row is None or row.state is not WorkitemState.SCHEDULED or not _wants_retrieval(session, row, order):
-                return False
-            workitems.begin_retrieval(session, row, order.peer, now())
-        return True
 
     def _claim(self, uid: str, attributes: Elements, work: Order | str, now: Clock) -> bool:
         """Claim a workitem, and enqueue its jobs, or cancel it for a reason.
@@ -231,18 +220,9 @@ def _cancel_jobs(session: Session, made: Sequence[Job], reason: str, now: dateti
             jobs.cancel(session, job, reason=f"its workitem is canceled: {reason}", now=now)
 
 
-def _wants_retrieval(session: Session, row: Workitem, order: Order) -> bool:
-    """Return whether the inputs are at a peer, nothing of their study is known here, and nobody retrieves them yet."""
-    return bool(order.peer) and not row.retrieve_from and studies.find_by_uid(session, order.study_uid) is None
-
-
 def _reason_to_wait(session: Session, order: Order) -> str:
-    """Return what the workitem waits for, or ""; a study that any workitem retrieves may be here in part."""
+    """Return what the workitem waits for, or ""."""
     study = studies.find_by_uid(session, order.study_uid)
-    for row in workitems.list_open_of_study(session, order.study_uid):
-        if row.retrieve_from and row.state is WorkitemState.SCHEDULED:
-            reason = f": {row.retrieve_reason}" if row.retrieve_reason else ""
-            return f"the study is being retrieved from peer {row.retrieve_from}{reason}"
     if study is None:
         return "the study is not here"
     if why := trials.reason_unable(session, study):
