@@ -92,13 +92,14 @@ def lock_studies(session: Session, uids: Collection[str], *, at_once: int = _AT_
 def find_quarantined(session: Session, uids: Collection[str], sender: Sender) -> set[str]:
     """Return the SOP Instance UIDs of which other content is undecided, or was discarded after this sender sent it.
 
-    What is held settles it where this sender sent that later than what was discarded. A sender is known by its AE title
-    or its address: many scanners send under one title and ask under another.
+    A sender is known by its AE title or its address: many scanners send under one title and ask under another. What is
+    held settles it where the very sender of what was discarded sent it later.
     """
     undecided = Quarantine.state == QuarantineState.KEPT
     held = select(Instance.id).where(
         Instance.sop_instance_uid == Quarantine.sop_instance_uid, Instance.expired_at.is_(None),
-        Instance.received_at > Quarantine.received_at, _is_of(Instance, sender),
+        Instance.received_at > Quarantine.received_at, Instance.sender_ae_title == Quarantine.sender_ae_title,
+        Instance.sender_address == Quarantine.sender_address,
     )  # fmt: skip
     discarded = (Quarantine.state == QuarantineState.DISCARDED) & _is_of(Quarantine, sender) & ~held.exists()
     parts = _in_parts(Quarantine.sop_instance_uid, uids)

@@ -224,9 +224,12 @@ def test_discarded_content_is_not_committed_to_its_sender_under_whatever_title(
         assert commitments.find_quarantined(session, [uid], Sender("SENDER", "10.0.0.1")) == set()
 
 
-@pytest.mark.parametrize(("sender", "is_blocked"), [("OTHER", False), ("THIRD", True)])
+@pytest.mark.parametrize(
+    ("sender", "address", "is_blocked"),
+    [("OTHER", "127.0.0.1", False), ("THIRD", "127.0.0.1", True), ("OTHER", "10.0.0.7", True)],
+)
 def test_discarded_content_blocks_no_commitment_of_what_its_sender_sent_after_it(
-    receiver: Receiver, tmp_path: Path, sender: str, is_blocked: bool
+    receiver: Receiver, tmp_path: Path, sender: str, address: str, is_blocked: bool
 ) -> None:
     """A scanner corrects an object, and a person takes the correction in place of the old content."""
     uid = "1.2.3.4"
@@ -236,6 +239,7 @@ def test_discarded_content_blocks_no_commitment_of_what_its_sender_sent_after_it
     config, now = receiver.config, datetime.now(UTC)
     with sessions_of(receiver).begin() as session:
         quarantined.release(session, config, 1, reason="it is right", now=now)
+        session.execute(update(Instance).values(sender_address=address))
     asking = Sender("OTHER", "10.0.0.9")
     with sessions_of(receiver)() as session:
         assert commitments.find_quarantined(session, [uid], asking) == {uid}, "the old content is undecided"

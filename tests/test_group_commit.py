@@ -12,6 +12,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 
 from db.models import Instance
+from db.studies import StoredFile
 from dicomnode.ingest.group_commit import Ledger
 from dicomnode.storage import spool
 from tests.peers import wait_for
@@ -26,7 +27,7 @@ class HeldWriter(spool.Writer):
     def hold(self, until: threading.Event) -> None:
         self.until, self.began = until, threading.Event()
 
-    def commit(self) -> spool.StoredFile:
+    def commit(self) -> StoredFile:
         self.began.set()
         self.until.wait()
         return super().commit()
@@ -37,7 +38,7 @@ class OddWriter(spool.Writer):
 
     failed = False
 
-    def commit(self) -> spool.StoredFile:
+    def commit(self) -> StoredFile:
         self.failed = True
         raise ValueError("odd")
 

@@ -15,12 +15,15 @@ import pytest
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, MRImageStorage
-from pynetdicom import AE, evt
+from pynetdicom import AE, build_context, evt
 from pynetdicom.sop_class import (
     StudyRootQueryRetrieveInformationModelFind as Find,
 )
 from pynetdicom.sop_class import (
     StudyRootQueryRetrieveInformationModelGet as Get,
+)
+from pynetdicom.sop_class import (
+    StudyRootQueryRetrieveInformationModelMove as Move,
 )
 
 from db import engine as engines
@@ -185,6 +188,24 @@ def test_an_archive_that_answers_c_get_with_a_path_for_a_uid_writes_no_file(uid:
     assert counts.failed == 1
     assert receiver.rows() == []
     assert receiver.files() == []
+
+
+def test_what_an_archive_leaves_out_when_it_ends_early_counts_as_failed() -> None:
+    def cancel(_: evt.Event) -> Iterator[Any]:
+        yield "127.0.0.1", peer.port, {"contexts": [build_context(MRImageStorage)]}
+        yield 5
+        yield 0xFE00, None
+
+    ae = AE("ENDS_EARLY")
+    ae.add_supported_context(Move)
+    ae.add_supported_context(MRImageStorage)
+    server = ae.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_MOVE, cancel)])
+    peer = Peer(name="early", ae_title="ENDS_EARLY", port=server.server_address[1])
+    try:
+        counts = queries.move(peer, "1.2.3", destination_aet="ENDS_EARLY", calling_aet="DICOMNODE")
+    finally:
+        server.shutdown()
+    assert counts == queries.RetrievalCounts(failed=5)
 
 
 def test_a_file_with_a_path_for_a_uid_is_not_received(web: Web, tmp_path: Path) -> None:

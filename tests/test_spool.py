@@ -83,7 +83,12 @@ def test_a_file_that_is_put_back_has_its_name_durable_before_the_other_goes(
     stored = spool.write(tmp_path, b"content")
     events = _record_syncs(monkeypatch)
     unlink = os.unlink
-    monkeypatch.setattr(os, "unlink", lambda path: (events.append("unlink"), unlink(path))[1])
+
+    def watch_unlink(path: Path) -> None:
+        events.append("unlink")
+        unlink(path)
+
+    monkeypatch.setattr(os, "unlink", watch_unlink)
     written = datetime.fromtimestamp(spool.path(tmp_path, stored).stat().st_mtime, UTC)
     assert not spool.remove(tmp_path, stored.sha256, now=written)
     assert events == ["rename", "folder", "unlink"]

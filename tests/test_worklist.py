@@ -100,6 +100,7 @@ def test_the_uid_may_be_left_to_the_server(client: httpx.Client) -> None:
         {"InputReadinessState": "MAYBE"},
         {"TransactionUID": OTHER},
         {"SOPClassUID": "1.2.3"},
+        {"ProcedureStepLabel": "half a character \ud800"},
         {"ProcedureStepProgressInformationSequence": [{"ProcedureStepProgress": "1"}]},
         {"UnifiedProcedureStepPerformedProcedureSequence": [{"PerformedProcedureStepDescription": "x"}]},
     ],

@@ -69,6 +69,16 @@ def test_the_commands_list_show_and_cancel(node_file: Path, capsys: pytest.Captu
     assert [run(words, "1.2.99")[0] for words in ("show", "cancel")] == [1, 1]
 
 
+def test_a_progress_that_is_no_finite_number_breaks_no_page(tmp_path: Path) -> None:
+    progress = to_json({"TransactionUID": "1.9", "ProcedureStepProgressInformationSequence": [{}]})
+    progress["00741002"]["Value"][0]["00741004"] = {"vr": "DS", "Value": ["1e999"]}
+    with Web(tmp_path, sections={"worklist": {"enabled": True, "performs": False}}) as web:
+        send(web.client, "POST", f"/workitems?workitem={CLAIMED}", make_workitem())
+        send(web.client, "PUT", f"/workitems/{CLAIMED}/state", claim())
+        assert send(web.client, "POST", f"/workitems/{CLAIMED}?transaction-uid=1.9", progress).status_code == 200
+        assert CLAIMED in web.get("/worklist").text
+
+
 def test_the_page_lists_workitems_and_cancels_one(tmp_path: Path) -> None:
     with Web(tmp_path, sections={"worklist": {"enabled": True, "performs": False}}) as web:
         for uid in (OPEN, CLAIMED):

@@ -216,6 +216,7 @@ def test_what_nobody_claims_is_canceled_in_time_and_what_is_claimed_or_recent_st
         create(sessions, uid, now)
     create(sessions, "1.2.3", now, ScheduledProcedureStepStartDateTime="20270101")
     create(sessions, "1.2.4", now + 2 * days)
+    create(sessions, "1.2.5", now, ScheduledProcedureStepStartDateTime="99991231")
     change(sessions, "1.2.2", "IN PROGRESS", "1.9", now)
 
     def read_states(moment: datetime) -> dict[str, str]:
@@ -224,7 +225,7 @@ def test_what_nobody_claims_is_canceled_in_time_and_what_is_claimed_or_recent_st
         with sessions() as session:
             return {row.uid: str(row.state) for row in session.scalars(select(Workitem))}
 
-    open_ones = {"1.2.2": "IN PROGRESS", "1.2.3": "SCHEDULED", "1.2.4": "SCHEDULED"}
+    open_ones = {"1.2.2": "IN PROGRESS", "1.2.3": "SCHEDULED", "1.2.4": "SCHEDULED", "1.2.5": "SCHEDULED"}
     assert read_states(late - 2 * days) == open_ones | {"1.2.1": "SCHEDULED"}
     assert read_states(late) == open_ones | {"1.2.1": "CANCELED"}
     with sessions() as session:

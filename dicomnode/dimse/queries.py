@@ -163,12 +163,13 @@ def _read_counts(peer: Peer, service: str, responses: Iterable[tuple[Dataset, Da
     for last, _ in responses:
         if "Status" not in last:
             raise PeerUnreachable(f"peer {peer.name} broke off the {service}")
+    # What a peer left out when it ended early, as after a cancellation, counts as failed.
     counts = RetrievalCounts(
         int(last.get("NumberOfCompletedSuboperations") or 0),
         int(last.get("NumberOfWarningSuboperations") or 0),
-        int(last.get("NumberOfFailedSuboperations") or 0),
+        int(last.get("NumberOfFailedSuboperations") or 0) + int(last.get("NumberOfRemainingSuboperations") or 0),
     )
     # 0xB000: complete, some failed (PS3.4 C.4.3.1.4); the counts tell which.
-    if last.Status not in (0x0000, 0xB000) and counts == RetrievalCounts():
+    if last.Status not in (0x0000, 0xB000) and not counts.failed:
         raise PeerRefused(f"peer {peer.name} ended the {service} with status 0x{last.Status:04X}")
     return counts

@@ -5,6 +5,7 @@ No entry names a patient: studies are identified by their UIDs.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -95,8 +96,9 @@ def cancel(session: Session, uid: str, *, reason: str, who: str, now: datetime) 
 
 
 def _read_percent(progress: Elements) -> float | None:
-    """Return the progress in percent; None where it is absent or no number."""
+    """Return the progress in percent; None where it is absent or no finite number."""
     try:
-        return float(dicom.text(progress, "ProcedureStepProgress"))
+        percent = float(dicom.text(progress, "ProcedureStepProgress"))
     except ValueError:
         return None
+    return percent if math.isfinite(percent) else None

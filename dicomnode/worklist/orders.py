@@ -22,7 +22,7 @@ from dicomnode.deployment import pipeline_names
 from dicomnode.errors import ConfigError, NotAllowed
 from dicomnode.worklist import elements as dicom
 
-__all__ = ["SCHEME", "Order", "expires_at", "find_own_code", "is_due", "is_for_this_node", "read_order", "waits_until"]
+__all__ = ["SCHEME", "Order", "find_own_code", "has_expired", "is_due", "is_for_this_node", "read_order", "waits_until"]
 
 SCHEME = "99DICOMNODE"
 _PRIORITIES = {"HIGH": 1000, "LOW": -1000}
@@ -67,9 +67,16 @@ def waits_until(row: Workitem, config: Config, now: datetime) -> datetime:
     return _find_begin(row, config, now) + timedelta(hours=config.worklist.wait_h)
 
 
-def expires_at(row: Workitem, config: Config, now: datetime) -> datetime:
-    """Return when a workitem that nobody claims is canceled: counted from its last change, or its start."""
-    return _find_begin(row, config, now) + timedelta(days=config.worklist.unclaimed_days)
+def has_expired(row: Workitem, config: Config, now: datetime) -> bool:
+    """Return whether nobody claimed a workitem in time: counted from its last change, or its start.
+
+    A start that is no moment but lies ahead, such as one in 9999, keeps it.
+    """
+    local = config.node.to_local_time(now)
+    start = dicom.text(row.attributes, "ScheduledProcedureStepStartDateTime")
+    if _parse_start(start, local) is None and start[:8] > local.strftime("%Y%m%d"):
+        return False
+    return _find_begin(row, config, now) + timedelta(days=config.worklist.unclaimed_days) <= now
 
 
 def _find_begin(row: Workitem, config: Config, now: datetime) -> datetime:

@@ -21,6 +21,8 @@ MOST_BYTES = 262_144
 _MOST_ELEMENTS = 5_000
 _MOST_DEPTH = 8
 _TAG = re.compile(r"[0-9A-F]{8}")
+_UNWRITABLE = re.compile("[\0\ud800-\udfff]")
+"""NUL, which PostgreSQL refuses, and halves of characters, which no encoding has."""
 _UID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))*", re.ASCII)
 _TEXT_VRS = frozenset(["AE", "AS", "CS", "DA", "DT", "LO", "LT", "SH", "ST", "TM", "UC", "UR", "UT", "UI"])
 _INTEGER_VRS = frozenset(["IS", "SL", "SS", "SV", "UL", "US", "UV"])
@@ -90,7 +92,9 @@ def _is_valid(vr: str, value: Any) -> bool:
         case bool():
             return False
         case str():
-            is_text = vr in _TEXT_VRS and "\0" not in value and len(value) <= _LONGEST.get(vr, MOST_BYTES)
+            is_text = (
+                vr in _TEXT_VRS and _UNWRITABLE.search(value) is None and len(value) <= _LONGEST.get(vr, MOST_BYTES)
+            )
             is_number = vr in _DECIMAL_VRS | _INTEGER_VRS and _is_number(value)
             return (is_text and (vr != "UI" or not value or _UID.fullmatch(value) is not None)) or is_number
         case int():
@@ -104,7 +108,7 @@ def _is_valid(vr: str, value: Any) -> bool:
 
 
 def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and len(value) <= 64 and "\0" not in value
+    return isinstance(value, str) and len(value) <= 64 and _UNWRITABLE.search(value) is None
 
 
 def _is_number(value: str) -> bool:

@@ -94,7 +94,7 @@ class Performer:
         before = moment - timedelta(days=config.worklist.unclaimed_days)
         with self._readers() as session:
             rows = workitems.list_unclaimed(session, after=self._unclaimed_after, before=before, limit=_AT_ONCE)
-            expired = [row.uid for row in rows if orders.expires_at(row, config, moment) <= moment]
+            expired = [row.uid for row in rows if orders.has_expired(row, config, moment)]
             self._unclaimed_after = rows[-1].id if len(rows) == _AT_ONCE else 0
         if not self._unclaimed_after:
             self._expire_at = moment + _CLEAN_EVERY
@@ -106,7 +106,7 @@ class Performer:
             row, moment = workitems.lock(session, uid), now()
             if row is None or row.state is not WorkitemState.SCHEDULED:
                 return False
-            if orders.expires_at(row, self._config, moment) > moment:
+            if not orders.has_expired(row, self._config, moment):
                 return False
             reason = f"nobody claimed it within {self._config.worklist.unclaimed_days:g} days"
             reasons: Elements = {}
