@@ -63,12 +63,15 @@ TABLE := $(BIN)/python -m benchmarks.reconstruction
 # Every table of docs/benchmarks.md in its order; each has a store of its own, since a stored row is not measured again.
 bench: $(INSTALLED) peers
 	$(BIN)/python -m benchmarks.unrolled train --resume
-	$(TABLE) --set faults --subject 13 --slices 1 $(CLASSICAL) --method "ours: DDS posterior mean, samples kept within" --store build/benchmarks/faults.json
-	$(TABLE) --set patterns --subject 13 --slices 1 --method "ours: DDS posterior mean" --method "bart total" --method unrolled --store build/benchmarks/patterns.json
+	$(TABLE) --set faults --slices 1 --method "ours: delivered" --store build/benchmarks/sd.json
+	$(TABLE) --set faults --subject 13 --slices 1 $(CLASSICAL) --method "ours: delivered" --store build/benchmarks/faults.json
+	$(TABLE) --set patterns --subject 13 --slices 1 --method "ours: delivered" --method "bart total" --method unrolled --store build/benchmarks/patterns.json
 	$(BIN)/python -m benchmarks.folding
+	$(TABLE) --set simulated --slices 1 $(CLASSICAL) --method "ours: DDS posterior mean" --method "ours: delivered" --store build/benchmarks/simulated-delivered.json
+	$(TABLE) --set real --patient 6B --patient S6A --acceleration 2 --acceleration 4 --slices 1 --method "ours: delivered" --store build/benchmarks/real-sd.json
 	$(TABLE) --set simulated $(CLASSICAL) $(OURS) --store build/benchmarks/simulated.json
 	$(TABLE) --set simulated $(SAMPLERS) --method ours --method cg --method "dds: mean" --method "ald: one" --store build/benchmarks/samplers.json
-	$(TABLE) --set real $(SAMPLERS) $(KEPT) --store build/benchmarks/real-samplers.json
+	$(TABLE) --set real $(SAMPLERS) $(KEPT) --method "ours: delivered" --store build/benchmarks/real-samplers.json
 	$(TABLE) --set real $(CLASSICAL) $(KEPT) --store build/benchmarks/real.json
 	$(TABLE) --set real --acceleration 2 --acceleration 3 --acceleration 4 --method adadiff --method "ours: DDS posterior mean, samples kept exactly" --store build/benchmarks/adadiff.json
 	$(BIN)/python -m benchmarks.ct_reconstruction

@@ -152,8 +152,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--case", action="append", choices=list(CASES))
     parser.add_argument("--pixels", type=int, default=128, choices=(32, 64, 128))
-    parser.add_argument("--store", type=Path, default=Path("build/benchmarks/ct_reconstruction.json"))
+    parser.add_argument("--store", type=Path, help="default: a file of its own for each number of pixels")
     arguments = parser.parse_args()
+    arguments.store = arguments.store or Path(f"build/benchmarks/ct_reconstruction_{arguments.pixels}.json")
     torch.set_num_threads(1)
     done: dict[str, Any] = json.loads(arguments.store.read_text()) if arguments.store.exists() else {}
     images = make_images(arguments.pixels)

@@ -28,11 +28,12 @@ def filtered_backprojection(geometry: CtGeometry, line_integrals: Tensor, *, win
     is, and shows the artefacts of the missing views.
 
     Raises ValueError where the weights of the rays are not known (:func:`redundancy_weights`), and where the detector
-    does not cover the circle within the image: filtered rays that end inside an object give false numbers.
+    does not reach as far from the axis as the longer side of the image: filtered rays that end inside an object give
+    false numbers. Pixels beyond its reach, in the corners, are 0.
     """
     g = geometry
     covered_mm = _find_covered_radius(g)
-    if covered_mm < min(g.shape) / 2 * g.pixel_mm * (1 - 1e-6):
+    if covered_mm < max(g.shape) / 2 * g.pixel_mm * (1 - 1e-6):
         raise ValueError(f"the detector covers {covered_mm:.0f} mm about the axis, less than the image")
     weighted = line_integrals * torch.from_numpy(redundancy_weights(g)).float()
     if g.source_mm is not None:

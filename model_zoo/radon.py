@@ -274,8 +274,8 @@ class Radon:
         return Radon(self.rays, self.weight if len(self.weight) == 1 else self.weight[part])
 
     def repeat(self, n: int) -> Radon:
-        """Return the operator for n images of each batch element, which lie next to each other in the batch."""
-        return Radon(self.rays, self.weight.repeat_interleave(n, 0))
+        """Return the operator for n images of each batch element, next to each other; one weight stays one."""
+        return Radon(self.rays, self.weight if len(self.weight) == 1 else self.weight.repeat_interleave(n, 0))
 
 
 def take_logarithm(geometry: CtGeometry, counts: Tensor, photons: float) -> tuple[Radon, Tensor, Tensor]:
