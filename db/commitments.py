@@ -7,7 +7,7 @@ from dataclasses import astuple, dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, select, update
+from sqlalchemy import select, update
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from db import audit, leases
@@ -101,7 +101,8 @@ def find_quarantined(session: Session, uids: Collection[str], sender: Sender) ->
         Instance.received_at > Quarantine.received_at, Instance.sender_ae_title == Quarantine.sender_ae_title,
         Instance.sender_address == Quarantine.sender_address,
     )  # fmt: skip
-    discarded = (Quarantine.state == QuarantineState.DISCARDED) & _is_of(Quarantine, sender) & ~held.exists()
+    is_sender = (Quarantine.sender_ae_title == sender.ae_title) | (Quarantine.sender_address == sender.address)
+    discarded = (Quarantine.state == QuarantineState.DISCARDED) & is_sender & ~held.exists()
     parts = _in_parts(Quarantine.sop_instance_uid, uids)
     queries = (select(Quarantine.sop_instance_uid).where(each, undecided | discarded) for each in parts)
     return {uid for query in queries for uid in session.scalars(query)}
@@ -210,10 +211,6 @@ def give_up_due(session: Session, ae_title: str, *, reason: str, now: datetime) 
     for row in rows:
         _give_up(session, row, reason, now)
     return len(rows)
-
-
-def _is_of(table: type[Instance] | type[Quarantine], sender: Sender) -> ColumnElement[bool]:
-    return (table.sender_ae_title == sender.ae_title) | (table.sender_address == sender.address)
 
 
 def _give_up(session: Session, row: CommitmentRequest, reason: str, now: datetime) -> None:
