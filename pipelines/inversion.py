@@ -237,8 +237,11 @@ def _momentum(options: Options) -> float:
 
 
 def _data_weight(options: Options) -> float:
-    """Return the weight of the samples; the warranted one where the prior was adapted to steps with it."""
-    return 1.0 if options.solver == "adadiff" else DATA_WEIGHT
+    """Return the weight of the samples; the warranted one where the prior was adapted to it, and across slices.
+
+    The coupled estimate has that weight, so what is measured on slices of its volume has it as well.
+    """
+    return 1.0 if options.solver == "adadiff" or options.across_slices > 0 else DATA_WEIGHT
 
 
 def is_volume(k: KSpace) -> bool:

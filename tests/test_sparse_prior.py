@@ -2,6 +2,7 @@
 
 import math
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -101,9 +102,11 @@ def test_the_image_keeps_the_contrast_of_the_posterior_mean_and_is_nearer_to_it(
     assert error(found["estimate"]) < 0.3 * warranted
 
 
-def test_a_prior_that_was_adapted_to_the_warranted_weight_keeps_it() -> None:
+@pytest.mark.parametrize("changes", [{"solver": "adadiff"}, {"across_slices": 1.0}])
+def test_an_adapted_prior_and_coupled_slices_keep_the_warranted_weight(changes: dict[str, Any]) -> None:
+    """The sd of a coupled estimate is scaled by slices that are estimated with the same weight."""
     p, model = acquire()[0], sparse_model()
-    options = inversion.Options(solver="adadiff")
+    options = inversion.Options(**changes)
     found = inversion.estimate_slices(p, model, options)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inversion, "DATA_WEIGHT", 1.0)
