@@ -6,6 +6,7 @@ the node takes part: data sets are made and read by pydicom, which serves as the
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -100,13 +101,19 @@ def test_the_uid_may_be_left_to_the_server(client: httpx.Client) -> None:
         {"InputReadinessState": "MAYBE"},
         {"TransactionUID": OTHER},
         {"SOPClassUID": "1.2.3"},
-        {"ProcedureStepLabel": "half a character \ud800"},
         {"ProcedureStepProgressInformationSequence": [{"ProcedureStepProgress": "1"}]},
         {"UnifiedProcedureStepPerformedProcedureSequence": [{"PerformedProcedureStepDescription": "x"}]},
     ],
 )
 def test_a_workitem_without_what_type_1_requires_is_refused(client: httpx.Client, changes: dict[str, Any]) -> None:
     assert create(client, **changes).status_code == 400
+    assert client.get(f"/dicom-web/workitems/{UID}").status_code == 404
+
+
+def test_half_a_character_is_refused(client: httpx.Client) -> None:
+    body = json.dumps(make_workitem(ProcedureStepLabel="a half")).replace("a half", r"\ud800")
+    answer = client.post(f"/dicom-web/workitems?workitem={UID}", content=body, headers=JSON)
+    assert answer.status_code == 400
     assert client.get(f"/dicom-web/workitems/{UID}").status_code == 404
 
 
