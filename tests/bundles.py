@@ -22,7 +22,7 @@ from tests.scanner import make_grid
 __all__ = ["SPACING_MM", "centred_grid", "levels", "phantom", "phantom_grid", "write_anatomy_bundle"]
 
 SPACING_MM = 4.0
-_DEFINITION: dict[str, Any] = {"in_channels": 1, "out_channels": COUNT + 1, "channels": [4, 8], "unshuffle": 1}
+_DEFINITION: dict[str, Any] = {"in_channels": 1, "out_channels": COUNT + 1, "channels": [4], "blocks": 0}
 _SHAPE = (48, 56, 48)
 _SHARPNESS = 10000.0
 _INWARDS = [s.number for s in STRUCTURES if s.name not in ("csf", "cerebral white matter")]

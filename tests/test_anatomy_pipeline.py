@@ -448,6 +448,8 @@ def test_run_takes_every_series_of_a_folder_and_leaves_what_is_no_image(
         "anatomy",
         str(tmp_path / "in"),
         str(tmp_path / "out"),
+        "--model",
+        "anatomy@0.0.1",
         "--option",
         'structures=["insula"]',
         "--json",

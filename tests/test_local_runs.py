@@ -58,12 +58,21 @@ def stored_phantom() -> np.ndarray[tuple[int, ...], np.dtype[np.uint16]]:
     return np.round(phantom()[0] * 2300).astype(np.uint16)
 
 
-def run(config: Path, *words: str | Path) -> int:
-    return main(["--config", str(config), "run", *map(str, words)])
+SMALL = {
+    "anatomy": ["--model", "anatomy@0.0.1"],
+    "ms_lesions": ["--model", "synthetic_dir@0.0.1", "--helper", "anatomy@0.0.1"],
+}
+"""Words that name the tiny bundles."""
 
 
-def run_json(config: Path, capsys: pytest.CaptureFixture[str], *words: str | Path) -> list[dict[str, Any]]:
-    assert run(config, *words, "--json") == 0
+def run(config: Path, pipeline: str, *words: str | Path) -> int:
+    return main(["--config", str(config), "run", pipeline, *SMALL[pipeline], *map(str, words)])
+
+
+def run_json(
+    config: Path, capsys: pytest.CaptureFixture[str], pipeline: str, *words: str | Path
+) -> list[dict[str, Any]]:
+    assert run(config, pipeline, *words, "--json") == 0
     rows: list[dict[str, Any]] = json.loads(capsys.readouterr().out)
     return rows
 
@@ -159,6 +168,8 @@ def test_a_nifti_t1w_joins_the_study_of_a_dicom_flair(
     words = ["--with", f"t1w={t1w}", "--modality", "MR", "--nifti"]
     rows = run_json(config, capsys, "ms_lesions", tmp_path / "in", tmp_path / "out", *words)
     assert dcmread(rows[0]["file"]).PatientID == dcmread(paths[0]).PatientID
+    (report,) = [row["file"] for row in rows if row["kind"] == "report"]
+    assert "0.0.1, weights SHA-256" in dcmread(report).to_json(), "the helper model"
     made = next((tmp_path / "out" / "source-t1w").iterdir())
     assert headers.read(made).study_uid == headers.read(paths[0]).study_uid
     assert any("NIfTI" in row["kind"] for row in rows)
@@ -314,6 +325,17 @@ def test_the_series_of_another_file_is_not_overwritten(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "helpers",
+    [["anatomy"], ["synthetic_dir@0.0.1"], ["anatomy@0.0.1", "anatomy@0.0.2"]],
+    ids=["no version", "no helper model of the pipeline", "twice"],
+)
+def test_a_helper_model_is_named_once_with_its_version(config: Path, tmp_path: Path, helpers: list[str]) -> None:
+    path = write_nifti(tmp_path / "sub-01_FLAIR.nii.gz", flair(), phantom_grid())
+    words = [word for each in helpers for word in ("--helper", each)]
+    assert main(["--config", str(config), "run", "ms_lesions", str(path), str(tmp_path / "out"), *words]) == 2
+
+
+@pytest.mark.parametrize(
     "words",
     [["--no-dicom"], ["--modality", "US"], ["--fact", "nonsense=1"], ["--with", "nobody=x"], ["--fact", "ct.te_ms=1"]],
 )
@@ -327,6 +349,7 @@ def test_two_visits_of_a_real_patient_are_refused_by_name(
 ) -> None:
     folder = kit / "mri" / "ms-longitudinal-t1-flair" / "patient01"
     config = write_config(tmp_path / "node")
-    assert run(config, "ms_lesions", folder, tmp_path / "out", "--modality", "MR") == 1
+    words = ["run", "ms_lesions", str(folder), str(tmp_path / "out"), "--modality", "MR"]
+    assert main(["--config", str(config), *words]) == 1
     error = capsys.readouterr().err
     assert "could be each of: study1_FLAIR.nii.gz, study2_FLAIR.nii.gz; say which by --with flair=PATH" in error

@@ -38,6 +38,9 @@ def run(
     ],
     out_dir: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the results.")],
     model: Annotated[str, typer.Option(metavar="NAME@VERSION", help="Instead of the pipeline's own.")] = "",
+    helper: Annotated[
+        list[str] | None, typer.Option(metavar="NAME@VERSION", help="Instead of the helper model of this name.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Instead of the one derived from the input.")] = None,
     option: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="An option of the pipeline.")] = None,
     with_: Annotated[
@@ -67,6 +70,7 @@ def run(
     config = context.config_if_any(ctx)
     options = dict(run_inputs.parse_option(text) for text in option or [])
     found = pipeline_names.resolve_pipeline(pipeline, config, model)
+    helpers = run_inputs.parse_helpers(helper or [], found)
     facts = run_inputs.parse_facts(fact or [], modality, found)
     explicit, reports = run_inputs.parse_explicit(with_ or [], found, facts)
     rules = _read_rules(found, config, model)
@@ -75,7 +79,9 @@ def run(
     run_inputs.refuse_misplaced_facts(choices, facts)
     _log_unclear_facts(choices)
     out_dir.mkdir(parents=True, exist_ok=True)
-    command = _Command(found, pipeline, model, options, seed, config, rules, Forms(not no_dicom, nifti, page), as_json)
+    command = _Command(
+        found, pipeline, model, helpers, options, seed, config, rules, Forms(not no_dicom, nifti, page), as_json
+    )
     outcomes = command.run_all(choices, in_dir, reports, out_dir, is_alone=len(choices) + len(left_out) == 1)
     outcomes += [_Outcome(each, {"verdict": "left out", "reasons": [_NOTHING_FITS]}) for each in left_out]
     if as_json:
@@ -109,6 +115,7 @@ class _Command:
     pipeline: Pipeline
     name: str
     model: str
+    helpers: Mapping[str, str]
     options: Mapping[str, Any]
     seed: int | None
     config: Config
@@ -156,7 +163,9 @@ class _Command:
             if not self.is_quiet:
                 run_report.print_inputs(found)
             with context.show_progress_bar("starting") as bar:
-                produced = found.run(self.name, self.model, self.options, self.seed, self.config, bar.update)
+                produced = found.run(
+                    self.name, self.model, self.helpers, self.options, self.seed, self.config, bar.update
+                )
             written = saving.save(found, produced, self.name, folder, self.forms)
         if not self.is_quiet:
             run_report.print_result(produced.report, written)

@@ -16,7 +16,19 @@ from dicomnode.nifti import participants
 from dicomnode.nifti.facts import KEYWORDS, parse_fact
 from pipelines.contract import Covariates, Pipeline
 
-__all__ = ["parse_explicit", "parse_facts", "parse_option", "refuse_misplaced_facts"]
+__all__ = ["parse_explicit", "parse_facts", "parse_helpers", "parse_option", "refuse_misplaced_facts"]
+
+
+def parse_helpers(texts: Sequence[str], pipeline: Pipeline) -> dict[str, str]:
+    """Return NAME@VERSION by the name of the helper model. Raises BadParameter."""
+    found = {text.partition("@")[0]: text for text in texts}
+    for name, text in found.items():
+        if name not in pipeline.helpers or not text.partition("@")[2]:
+            names = ", ".join(pipeline.helpers) or "none"
+            raise typer.BadParameter(f"--helper {text}: needs NAME@VERSION; helper models of {pipeline.name}: {names}")
+    if len(found) < len(texts):
+        raise typer.BadParameter("--helper names one helper model twice")
+    return found
 
 
 def parse_facts(texts: Sequence[str], modality: str, pipeline: Pipeline) -> dict[str, dict[str, Any]]:

@@ -50,18 +50,24 @@ class LocalRun:
         self,
         pipeline: str,
         model: str,
+        helpers: Mapping[str, str],
         options: Mapping[str, Any],
         seed: int | None,
         config: Config,
         progress: Progress,
     ) -> TaskResult:
-        """Run the pipeline by the code of a job. Raises Refused or a NodeError."""
+        """Run the pipeline by the code of a job; ``helpers``: NAME@VERSION by helper model.
+
+        Raises Refused or a NodeError.
+        """
         content = [(name, *sorted(map(_digest, paths))) for name, paths in sorted(self.inputs.items())]
-        key = hashlib.sha256(repr([content, pipeline, model, sorted(options.items())]).encode()).hexdigest()
+        named = [content, pipeline, model, sorted(options.items()), *([sorted(helpers.items())] if helpers else [])]
+        key = hashlib.sha256(repr(named).encode()).hexdigest()
         task = processing.Task(
             key=key,
             pipeline=pipeline,
             model=model,
+            helper_models=helpers,
             options=options,
             inputs=self.inputs,
             seed=processing.derive_seed(key) if seed is None else seed,
