@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,11 +14,12 @@ import pytest
 from tests.peers.process import require_program
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Locator, Page
 
-__all__ = ["SCREENSHOTS", "launch_browser", "open_page"]
+__all__ = ["SCREENSHOTS", "launch_browser", "open_page", "wait_for_count", "wait_until_true"]
 
 SCREENSHOTS = Path(__file__).resolve().parents[1] / "build" / "screenshots"
+_LONGEST_WAIT_S = 90
 # WebGL in software: there is no GPU to ask for.
 _ARGUMENTS = [
     "--headless=new",
@@ -54,8 +56,24 @@ def open_page(browser: Browser, problems: list[str]) -> Iterator[Page]:
     page.on(
         "response", lambda answer: problems.append(f"{answer.status} {answer.url}") if answer.status >= 400 else None
     )
-    page.set_default_timeout(90_000)
+    page.set_default_timeout(_LONGEST_WAIT_S * 1000)
     try:
         yield page
     finally:
         page.close()
+
+
+def wait_for_count(found: Locator, number: int) -> None:
+    """Wait until a page shows so many elements, no more and no fewer."""
+    from playwright.sync_api import expect
+
+    expect(found).to_have_count(number, timeout=_LONGEST_WAIT_S * 1000)
+
+
+def wait_until_true(page: Page, condition: Callable[[], bool], what: str) -> None:
+    """Wait until a condition holds that only a look from outside can tell, as the pixels of a canvas can."""
+    end = time.monotonic() + _LONGEST_WAIT_S
+    while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError(what)
+        page.wait_for_timeout(200)

@@ -76,7 +76,7 @@ def test_a_person_logs_in_decides_and_logs_out(browser: Browser, node: Web) -> N
     with BrowserPage(browser, node) as view:
         page = view.page
         log_in(page, "otto", "/hold")
-        assert page.get_by_text("Decided by otto").first.is_visible()
+        page.get_by_text("Decided by otto").first.wait_for()
         assert page.get_by_label("Your initials").count() == 0
         page.get_by_label("Reason").first.fill("looks right")
         page.get_by_role("button", name="Release").first.press("Enter")

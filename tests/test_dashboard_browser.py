@@ -14,7 +14,7 @@ import pytest
 from db.models import Job
 from db.states import JobState
 from model_zoo import registry
-from tests.chromium import SCREENSHOTS, launch_browser
+from tests.chromium import SCREENSHOTS, launch_browser, wait_for_count
 from tests.web_node import Web
 from tests.web_studies import PEERS, ROUTES, make_all_states, make_series, receive, report_progress, study_uid
 
@@ -72,12 +72,12 @@ def test_the_list_of_studies_shows_their_way(browser: Browser, node: tuple[Web, 
     for scheme in ("light", "dark"):
         with BrowserPage(browser, web, color_scheme=scheme) as view:
             view.page.goto("/")
-            assert view.page.locator("li.study").count() == 12
-            assert view.page.get_by_role("link", name="Held for your decision").is_visible()
+            wait_for_count(view.page.locator("li.study"), 12)
+            view.page.get_by_role("link", name="Held for your decision").wait_for()
             view.page.locator("#live", has_text="live").wait_for()
             view.save_screenshot(f"studies-{scheme}")
             view.page.get_by_role("link", name="Failed 2").click()
-            assert view.page.locator("li.study").count() == 2
+            wait_for_count(view.page.locator("li.study"), 2)
             assert view.console_errors == []
 
 
@@ -88,13 +88,13 @@ def test_a_held_result_is_released_by_keyboard_alone(browser: Browser, node: tup
         page.goto("/hold")
         page.locator(".slices").wait_for()
         view.save_screenshot("hold")
-        assert page.locator(".figures img").count() == 4
+        wait_for_count(page.locator(".figures img"), 4)
         tab_to(page, "input[type=range]")
         before = page.locator(".figures img").first.get_attribute("src")
         page.keyboard.press("ArrowRight")
         changed = "(before) => document.querySelector('.figures img').getAttribute('src') !== before"
         wait_until(page, changed, before)
-        assert page.locator(".slices output").inner_text() == "6 of 9"
+        page.locator(".slices output", has_text="6 of 9").wait_for()
         tab_to(page, "input[name=reason]")
         page.keyboard.type("ventricles as in the source")
         page.keyboard.press("Enter")
@@ -106,7 +106,7 @@ def test_a_held_result_is_released_by_keyboard_alone(browser: Browser, node: tup
         view.save_screenshot("hold-focus")
         page.keyboard.press("Enter")
         page.get_by_text("its results are released").wait_for()
-        assert page.get_by_text("Nothing waits for a decision").is_visible()
+        page.get_by_text("Nothing waits for a decision").wait_for()
         view.save_screenshot("hold-released")
         assert view.console_errors == []
     assert _state(web, made["held"]) is JobState.DONE
@@ -117,7 +117,7 @@ def test_a_reason_is_asked_for(browser: Browser, node: tuple[Web, Mapping[str, i
     with BrowserPage(browser, web) as view:
         view.page.goto("/hold")
         view.page.get_by_role("button", name="Discard").click()
-        assert view.page.evaluate("document.activeElement.name") == "reason"
+        wait_until(view.page, "() => document.activeElement.name === 'reason'")
         assert _state(web, made["held"]) is JobState.HELD
 
 
@@ -130,10 +130,10 @@ def test_news_come_by_themselves(browser: Browser, node: tuple[Web, Mapping[str,
         page.evaluate("() => { document.querySelector('li.study').mine = true; }")
         report_progress(web, made["running"], 0.77, "writing")
         wait_until(page, "() => document.querySelector('progress').value === 77")
-        assert "77 %" in page.locator("[data-job-words]").first.inner_text()
+        page.locator("[data-job-words]", has_text="77 %").first.wait_for()
         receive(web, make_series("new")[:3])
         page.locator("li.study", has_text="P-new-00471").wait_for()
-        assert page.locator("li.study").count() == 13
+        wait_for_count(page.locator("li.study"), 13)
         field = page.evaluate("() => [...document.querySelectorAll('li.study')].filter((row) => row.mine).length")
         assert field == 1, "what did not change stays the same element"
         assert view.console_errors == []

@@ -164,5 +164,6 @@ def _submit(page: Any, button: str) -> None:
     page.fill("input[name=why]", "looked at each case")
     page.fill("input[name=who]", "AB")
     page.check("input[name=confirm]")
-    page.click(f"button:text-is('{button}')")
+    with page.expect_navigation():
+        page.click(f"button:text-is('{button}')")
     page.wait_for_selector(".flash")

@@ -14,14 +14,14 @@ from PIL import Image
 from db.models import Reading
 from dicomnode.config import Config
 from dicomnode.web import ohif
-from tests.chromium import SCREENSHOTS, launch_browser
+from tests.chromium import SCREENSHOTS, launch_browser, wait_for_count, wait_until_true
 from tests.test_dashboard_browser import PHONE, BrowserPage, tab_to, wait_until
 from tests.web_node import Web
 from tests.web_readings import SLICE_OF_LESION_2, make_reading, study_page
 from tests.web_studies import PEERS, ROUTES, study_uid
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, Locator, Page
 
 pytestmark = [pytest.mark.peers, pytest.mark.timeout(300), pytest.mark.slow]
 
@@ -58,7 +58,7 @@ def test_a_result_is_read_and_rejected_by_keyboard_alone(browser: Browser, web: 
         wait_until(page, "() => document.querySelector('output').textContent === '1 of 9'")
         tab_to(page, f"tbody button[value='{SLICE_OF_LESION_2}']")
         page.keyboard.press("Enter")
-        wait_until(page, "() => document.querySelector('tr.here').textContent.includes('Lesion 2')")
+        wait_until(page, "() => document.querySelector('tr.here')?.textContent.includes('Lesion 2')")
         wait_until(page, _ALL_AT, SLICE_OF_LESION_2)
         view.save_screenshot("reading")
         tab_to(page, "input[name=reason]")
@@ -88,9 +88,10 @@ def test_slices_change_without_scripts(browser: Browser, web: Web) -> None:
         page = view.page
         page.goto(study_page())
         page.locator(f"tbody button[value='{SLICE_OF_LESION_2}']").click()
-        assert "at=6&" in (page.locator("img[data-picture]").first.get_attribute("src") or "")
-        page.get_by_role("button", name="Show").click()
-        assert "at=6&" in (page.locator("img[data-picture]").first.get_attribute("src") or "")
+        wait_for_count(page.locator("img[data-picture][src*='at=6&']"), 5)
+        with page.expect_navigation():
+            page.get_by_role("button", name="Show").click()
+        wait_for_count(page.locator("img[data-picture][src*='at=6&']"), 5)
 
 
 def test_the_viewer_opens_source_beside_result_at_the_slice_with_the_masks(browser: Browser, web: Web) -> None:
@@ -101,22 +102,18 @@ def test_the_viewer_opens_source_beside_result_at_the_slice_with_the_masks(brows
         page.goto(study_page())
         page.locator(f"tbody button[value='{SLICE_OF_LESION_2}']").click()
         page.get_by_role("link", name="Viewer", exact=True).click()
-        page.get_by_text("(7/9)").wait_for(timeout=90_000)
-        assert page.get_by_text("FLAIR 3D", exact=True).count() == 2, "its thumbnail and its pane"
-        for _ in range(120):
-            orange = count_orange(page.screenshot(path=str(SCREENSHOTS / "viewer-reading.png")))
-            if orange[1] > 50:
-                break
-            page.wait_for_timeout(500)
-        assert orange[1] > 50, "the lesion of the slice on the result"
-        assert orange[0] < 50
-        assert page.get_by_text("SYN Lesions by location").count() == 1
+        wait_for_count(page.get_by_text("(7/9)"), 2)  # both panes
+        wait_for_count(page.get_by_text("FLAIR 3D", exact=True), 2)  # its thumbnail and its pane
+        wait_until_true(page, lambda: count_orange(page)[1] > 50, "the lesion of the slice on the result")
+        page.screenshot(path=str(SCREENSHOTS / "viewer-reading.png"))
+        assert count_orange(page)[0] < 50
+        wait_for_count(page.get_by_text("SYN Lesions by location"), 1)
         assert page.get_by_text("SYN Measurements").count() == 0, "OHIF would show a black pane for the report"
 
 
-def count_orange(picture: bytes) -> list[int]:
+def count_orange(page: Page) -> list[int]:
     """Return the number of pixels in the colour of the lesion, in the left and the right pane."""
-    pixels = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"), int)[100:850]
+    pixels = np.asarray(Image.open(io.BytesIO(page.screenshot())).convert("RGB"), int)[100:850]
     is_orange = (pixels[..., 0] - pixels[..., 2] > 80) & (pixels[..., 0] > 180)
     middle = (280 + pixels.shape[1]) // 2
     return [int(is_orange[:, 280:middle].sum()), int(is_orange[:, middle:-40].sum())]
@@ -127,13 +124,15 @@ def test_the_viewer_opens_a_study_by_its_uid_with_both_sides_named(browser: Brow
         pytest.skip("the viewer is not installed: 'dicomnode viewer install' (needs npm)")
     with BrowserPage(browser, web) as view:
         view.page.goto(f"/viewer?StudyInstanceUIDs={study_uid('reading')}")
-        places = []
-        for words in ("Acquired", "SYNTHETIC: research use only"):
-            pane = view.page.get_by_text(words, exact=True).first
+        panes = [
+            view.page.get_by_text(words, exact=True).first for words in ("Acquired", "SYNTHETIC: research use only")
+        ]
+        for pane in panes:
             pane.wait_for(timeout=90_000)
-            places.append(pane.bounding_box())
+        wait_until_true(view.page, lambda: is_beside(*panes), "the source beside the marked result")
         view.page.screenshot(path=str(SCREENSHOTS / "viewer-by-uid.png"))
-        left, right = places
-        assert left is not None
-        assert right is not None
-        assert left["x"] < right["x"], "the source beside the marked result"
+
+
+def is_beside(left: Locator, right: Locator) -> bool:
+    first, second = left.bounding_box(), right.bounding_box()
+    return first is not None and second is not None and first["x"] < second["x"]

@@ -19,7 +19,7 @@ from dicomnode.results import marking
 from pipelines.contract import Grid
 from tests.axe import find_violations, read_axe
 from tests.bundles import SPACING_MM, phantom, write_anatomy_bundle
-from tests.chromium import SCREENSHOTS, launch_browser
+from tests.chromium import SCREENSHOTS, launch_browser, wait_for_count
 from tests.installed import deploy_installed
 from tests.nifti_files import write_nifti
 from tests.peers import Node, StoreScp, wait_for, write_config
@@ -267,7 +267,7 @@ def test_without_scripts_the_button_checks_the_route(browser: Browser, web: Web)
         page.locator(".match-count", has_text="2 of 2 studies held").wait_for()
         assert page.locator("textarea[name=match]").input_value() == 'Modality = "MR"'
         page.get_by_role("button", name="Show the options").click()
-        assert page.locator("[name='option.passes']").count() == 1
+        wait_for_count(page.locator("[name='option.passes']"), 1)
 
 
 def test_nifti_files_and_others_are_stored_or_refused_by_name(browser: Browser, web: Web, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from PIL import Image
 from dicomnode.config import Config
 from dicomnode.web import ohif
 from dicomnode.web.viewer import viewer_url
-from tests.chromium import SCREENSHOTS, launch_browser, open_page
+from tests.chromium import SCREENSHOTS, launch_browser, open_page, wait_for_count, wait_until_true
 from tests.viewing import make_results, write_head_series
 from tests.web_node import Web
 from tests.web_studies import make_series, receive, study_uid
@@ -56,17 +56,13 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Web, str]]:
 def open_study(page: Page, web: Web, path: str) -> None:
     """Open a study and wait for its series and its first image."""
     page.goto(web.address + path)
-    page.get_by_text(STRUCTURES).wait_for()
+    page.get_by_text(STRUCTURES).first.wait_for()
     wait_until_drawn(page)
 
 
 def wait_until_drawn(page: Page) -> None:
     """Wait until a viewport shows more than black, by screenshots."""
-    for _ in range(60):
-        if measure_brightness(page) > 1.0:
-            return
-        page.wait_for_timeout(500)
-    raise TimeoutError("no viewport shows anything")
+    wait_until_true(page, lambda: measure_brightness(page) > 1.0, "a viewport shows something")
 
 
 def read_pixels(page: Page) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
@@ -87,9 +83,7 @@ def measure_colour_share(page: Page) -> float:
 
 def read_window_widths(page: Page) -> list[int]:
     """Return the width of the window that each viewport states."""
-    found = [int(width) for width in re.findall(r"W:\s*(-?\d+)\b", page.inner_text("body"))]
-    assert len(found) == 3
-    return found
+    return [int(width) for width in re.findall(r"W:\s*(-?\d+)\b", page.inner_text("body"))]
 
 
 def save_screenshot(page: Page, name: str) -> None:
@@ -122,13 +116,12 @@ def test_the_segmentation_lies_over_the_image(browser: Browser, node: tuple[Web,
     with open_page(browser, errors) as page:
         open_study(page, web, viewer_url(study))
         before = measure_colour_share(page)
-        page.get_by_text(STRUCTURES).dblclick()
+        page.get_by_text(STRUCTURES).first.dblclick()
         yes = page.get_by_role("button", name="Yes")
         yes.click()
         yes.wait_for(state="hidden")
-        wait_until_drawn(page)
+        wait_until_true(page, lambda: measure_colour_share(page) > before + 0.0002, "the structures are drawn")
         save_screenshot(page, "viewer-segmentation")
-        assert measure_colour_share(page) > before + 0.0002
     assert errors == []
 
 
@@ -139,20 +132,18 @@ def test_the_multiframe_result_is_cut_in_three_planes_and_its_map_lies_over_it(
     errors: list[str] = []
     with open_page(browser, errors) as page:
         open_study(page, web, f"{viewer_url(study)}&hangingProtocolId=mpr")
-        page.get_by_text(SYNTHETIC, exact=True).dblclick()
-        page.get_by_text(SYNTHETIC, exact=True).nth(3).wait_for()  # its thumbnail, and a viewport for each plane
+        page.get_by_text(SYNTHETIC, exact=True).first.dblclick()
+        wait_for_count(page.get_by_text(SYNTHETIC, exact=True), 4)  # its thumbnail, and a viewport for each plane
+        own = [2000] * 3
+        wait_until_true(page, lambda: [round(each, -3) for each in read_window_widths(page)] == own, "its own window")
         wait_until_drawn(page)
         save_screenshot(page, "viewer-mpr")
-        assert {round(width, -3) for width in read_window_widths(page)} == {2000}
         before = measure_colour_share(page)
-        page.get_by_text(MAP).dblclick()
-        for _ in range(60):
-            if measure_colour_share(page) > before + 0.02:
-                break
-            page.wait_for_timeout(500)
+        page.get_by_text(MAP).first.dblclick()
+        wait_until_true(page, lambda: measure_colour_share(page) > before + 0.02, "the map lies over it")
+        # the map's own window, times 100 by OHIF, and not from 0 to 100
+        wait_until_true(page, lambda: min(read_window_widths(page), default=0) > 1000, "the window of the map")
         save_screenshot(page, "viewer-uncertainty")
-        assert measure_colour_share(page) > before + 0.02
-        assert min(read_window_widths(page)) > 1000, "the map's own window, times 100 by OHIF, and not from 0 to 100"
     assert errors == []
 
 
@@ -173,10 +164,10 @@ def test_a_series_opens_at_its_middle_slice_with_a_window(
     with Web(tmp_path, {"viewer_dir": str(node[0].config.web.viewer_dir)}) as web, open_page(browser, errors) as page:
         receive(web, slices)
         page.goto(web.address + viewer_url(study_uid(study)))
-        page.get_by_text("(5/9)").wait_for()
+        wait_for_count(page.get_by_text("(5/9)"), 1)
         wait_until_drawn(page)
+        wait_until_true(page, lambda: (read_pixels(page) == 255).mean() < 0.1, "its window shows more than white")
         save_screenshot(page, f"viewer-{study.replace(' ', '-')}")
-        assert (read_pixels(page) == 255).mean() < 0.1
     assert errors == []
 
 
