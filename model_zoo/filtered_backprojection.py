@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model_zoo.radon import CtGeometry
+from model_zoo.ct_geometry import CtGeometry
 
 __all__ = ["Window", "filtered_backprojection", "redundancy_weights"]
 

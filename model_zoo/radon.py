@@ -7,7 +7,7 @@ no unit. Geometry in the plane only: no cone, no helix, one energy, no scatter.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from torch import Tensor
 
+from model_zoo.ct_geometry import WATER_PER_MM, CtGeometry
 from model_zoo.operators import Precondition
 
 __all__ = [
@@ -29,10 +30,9 @@ __all__ = [
     "take_logarithm",
     "to_attenuation",
     "to_hounsfield",
+    "weigh_counts",
 ]
 
-WATER_PER_MM = 0.0193
-"""Attenuation of water at 70 keV, about the mean energy of a scan at 120 kV (NIST XCOM)."""
 _ROUNDS = 12
 """Multiplications by P^T P before its norm is bounded; the bound then exceeds the norm by less than 1 %."""
 
@@ -45,78 +45,6 @@ def to_hounsfield(mu_per_mm: Tensor) -> Tensor:
 def to_attenuation(hu: Tensor) -> Tensor:
     """Return attenuation in 1/mm of CT numbers in HU; none below that of nothing, -1000 HU."""
     return WATER_PER_MM * (1 + hu / 1000).clamp_min(0.0)
-
-
-@dataclass(frozen=True)
-class CtGeometry:
-    """Image of ``shape`` (j, i) pixels of ``pixel_mm``, and the rays of ``views`` times ``bins`` equidistant bins.
-
-    View k stands at ``first_deg`` + k ``arc_deg`` / ``views``. Without ``source_mm`` rays are parallel and ``bin_mm``
-    apart. With it the source moves on a circle of that radius, and the detector is an arc about the source: the angle
-    between rays is ``bin_mm`` / ``source_mm``, so that ``bin_mm`` is their distance on the axis of rotation.
-    ``offset_bins`` moves the detector; a quarter of a bin is usual.
-
-    Raises ValueError where a number is out of range, and where the source would touch the image.
-    """
-
-    shape: tuple[int, int]
-    pixel_mm: float
-    views: int
-    bins: int
-    bin_mm: float
-    arc_deg: float = 180.0
-    first_deg: float = 0.0
-    source_mm: float | None = None
-    offset_bins: float = 0.0
-
-    def __post_init__(self) -> None:
-        if min(*self.shape, self.views, self.bins) < 1 or min(self.pixel_mm, self.bin_mm) <= 0:
-            raise ValueError("a geometry needs pixels, views and bins, and their sizes in mm above 0")
-        if not 0 < self.arc_deg <= 360:
-            raise ValueError(f"an arc of {self.arc_deg:g} degrees: it must be above 0 and at most 360")
-        if self.source_mm is not None:
-            if self.source_mm <= np.hypot(*self.shape) / 2 * self.pixel_mm:
-                raise ValueError(f"a source at {self.source_mm:g} mm from the axis lies within the image")
-            if np.abs(self.fan_angles).max() >= np.pi / 2:
-                raise ValueError("a fan of half a turn or more")
-
-    @property
-    def view_angles(self) -> NDArray[np.float64]:
-        """Angles of the views, beta, in radians; (view,)."""
-        angles: NDArray[np.float64] = np.deg2rad(self.first_deg + np.arange(self.views) * (self.arc_deg / self.views))
-        return angles
-
-    @property
-    def bin_places(self) -> NDArray[np.float64]:
-        """Places of the bins on the detector, scaled to the axis of rotation, in mm; (bin,)."""
-        middle = (self.bins - 1) / 2 - self.offset_bins
-        return np.asarray((np.arange(self.bins) - middle) * self.bin_mm, np.float64)
-
-    @property
-    def fan_angles(self) -> NDArray[np.float64]:
-        """Angles of the rays to the central ray, gamma, in radians; (bin,). Zeros for parallel rays."""
-        return np.zeros(self.bins) if self.source_mm is None else self.bin_places / self.source_mm
-
-    @property
-    def rays(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Angle theta in radians and distance t in mm of every ray; (view, bin) each.
-
-        A ray of a fan has theta = beta + gamma and t = source_mm sin(gamma).
-        """
-        t = self.bin_places if self.source_mm is None else self.source_mm * np.sin(self.fan_angles)
-        theta = self.view_angles[:, None] + self.fan_angles
-        return theta, np.broadcast_to(t, theta.shape)
-
-    def finer(self, factor: int) -> CtGeometry:
-        """Return the same scan with ``factor`` times as many pixels along each axis, and rays within each bin."""
-        return replace(
-            self,
-            shape=(self.shape[0] * factor, self.shape[1] * factor),
-            pixel_mm=self.pixel_mm / factor,
-            bins=self.bins * factor,
-            bin_mm=self.bin_mm / factor,
-            offset_bins=self.offset_bins * factor,
-        )
 
 
 @dataclass(frozen=True)
@@ -288,11 +216,23 @@ def take_logarithm(geometry: CtGeometry, counts: Tensor, photons: float) -> tupl
 
     Raises ValueError where a batch element has no photon at all, and for counts that are negative or not finite.
     """
-    if not bool(torch.isfinite(counts).all()) or bool((counts < 0).any()) or not photons > 0:
+    if not photons > 0:
+        raise ValueError("counts and photons must be numbers, and not negative")
+    A, sigma_y = weigh_counts(geometry, counts)
+    return A, torch.log(photons / torch.where(counts > 0, counts, 0.5)), sigma_y
+
+
+def weigh_counts(geometry: CtGeometry, counts: Tensor) -> tuple[Radon, Tensor]:
+    """Return A with the weights of ``counts``, photons detected (batch, view, bin), and the noise sd sigma_y (batch,).
+
+    sigma_y is that of the data y = A.whiten(p), p the line integrals, whose variance is 1 / counts.
+
+    Raises ValueError where a batch element has no photon at all, and for counts that are negative or not finite.
+    """
+    if not bool(torch.isfinite(counts).all()) or bool((counts < 0).any()):
         raise ValueError("counts and photons must be numbers, and not negative")
     most = counts.flatten(1).amax(dim=1)
     if bool((most == 0).any()):
         raise ValueError("a scan without a detected photon")
     A = Radon(make_ray_matrix(geometry), (counts / most[:, None, None]).sqrt())
-    p = torch.log(photons / torch.where(counts > 0, counts, 0.5))
-    return A, p, 1 / (A.rays.norm * most.sqrt())
+    return A, 1 / (A.rays.norm * most.sqrt())

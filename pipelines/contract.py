@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from model_zoo.ct_geometry import CtGeometry
 from model_zoo.grid import Grid
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ __all__ = [
     "ParametricMap",
     "Pipeline",
     "Progress",
+    "Projections",
     "Refused",
     "Segment",
     "Segmentation",
@@ -114,6 +116,25 @@ class KSpace:
 
 
 @dataclass(frozen=True)
+class Projections:
+    """Computed tomography of parallel planes, each scanned by parallel beams or fans that lie in it.
+
+    ``line_integrals``: float32 (slice, view, bin), without unit; ``counts``: photons detected in each ray, of the same
+    shape, 0 for a ray that was not measured. ``beam``: image, views and bins of every plane; the axis of rotation is
+    the middle of the image, x runs along i and y along j. ``grid``: of the image, (slice, j, i). ``water_per_mm``:
+    attenuation of water in this beam, 1/mm, which is 0 HU. ``assumptions``: what the data do not state, in words.
+    """
+
+    line_integrals: NDArray[np.float32]
+    counts: NDArray[np.float32]
+    beam: CtGeometry
+    grid: Grid
+    slice_thickness_mm: float
+    water_per_mm: float
+    assumptions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Labels:
     """Segmentation as an input: ``data`` uint16 (k, j, i) on ``grid``, 0 outside, else the number of a segment."""
 
@@ -152,10 +173,10 @@ class Case:
     ``facts``: facts of the pipeline's first input, and under the name of each further input that input's facts.
     """
 
-    inputs: Mapping[str, Volume | KSpace | Labels | Covariates]
+    inputs: Mapping[str, Volume | KSpace | Projections | Labels | Covariates]
     facts: Mapping[str, Any] = field(default_factory=dict)
 
-    def __getitem__(self, name: str) -> Volume | KSpace | Labels | Covariates:
+    def __getitem__(self, name: str) -> Volume | KSpace | Projections | Labels | Covariates:
         return self.inputs[name]
 
 
@@ -305,7 +326,7 @@ class Input:
     """
 
     name: str
-    kind: type[Volume] | type[KSpace] | type[Labels] | type[Covariates]
+    kind: type[Volume] | type[KSpace] | type[Projections] | type[Labels] | type[Covariates]
     required: bool = True
     is_prior: bool = False
     allows_gaps: bool = False

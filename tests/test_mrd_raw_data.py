@@ -15,7 +15,7 @@ from scipy.io import savemat
 
 from dicomnode import mrd
 from dicomnode.cli import main
-from dicomnode.mrd.raw_data import PRIVATE_CREATOR
+from dicomnode.mrd.raw_data import FORMAT
 from pipelines.contract import Grid, Refused
 from tests.dciodvfy import find_errors
 from tests.scanner import ORIENTATIONS, Scan, acquire
@@ -91,7 +91,7 @@ def test_it_is_recognised_with_and_without_private_elements(tmp_path: Path, now:
 
 def test_an_altered_payload_is_refused(tmp_path: Path, now: datetime) -> None:
     ds = _write_and_read(mrd.wrap(_mrd_bytes(tmp_path), now=now))
-    element = ds.private_block(0x7FE1, PRIVATE_CREATOR)[0x01]
+    element = ds.private_block(0x7FE1, FORMAT.creator)[0x01]
     element.value = element.value[:1000] + b"x" + element.value[1001:]
     with pytest.raises(Refused, match="SHA-256"):
         mrd.unwrap(ds)

@@ -33,6 +33,7 @@ COMMANDS = {
     "peers": ("dicomnode.cli.peers", "app", "List, echo, search and fetch from peers."),
     "notifications": ("dicomnode.cli.notifications", "app", "List notifications, and send one as a test."),
     "kspace": ("dicomnode.cli.kspace", "app", "Carry ISMRMRD/MRD k-space in DICOM Raw Data."),
+    "sinogram": ("dicomnode.cli.sinogram", "app", "Carry projections of CT in DICOM Raw Data."),
     "pipelines": ("dicomnode.cli.pipelines", "app", "List pipelines; show inputs, options and contract of one."),
     "models": ("dicomnode.cli.models", "app", "Bundles: install, verify, deploy, compare, roll back."),
     "quarantine": ("dicomnode.cli.quarantine", "app", "What was not accepted: list, show, release, discard."),
@@ -53,7 +54,7 @@ COMMANDS = {
 _GROUPS = {
     "Run a node": ("init", "check", "serve", "work", "status", "accounts", "demo"),
     "Studies and results": ("studies", "routes", "jobs", "worklist", "quarantine", "notifications", "audit"),
-    "Send, fetch and convert": ("send", "peers", "kspace", "deidentify", "export"),
+    "Send, fetch and convert": ("send", "peers", "kspace", "sinogram", "deidentify", "export"),
     "Pipelines and models": ("run", "pipelines", "models", "train", "learn", "evaluate", "data"),
     "Maintenance": ("storage", "backup", "restore", "viewer"),
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,22 +11,18 @@ from typing import Annotated
 import typer
 
 from dicomnode.cli import context
+from dicomnode.cli.raw_objects import Overrides, parse_overrides, send_objects
 
 __all__ = ["app"]
 
 app = typer.Typer()
 
 _Source = Annotated[Path, typer.Argument(exists=True, dir_okay=False)]
-_Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEYWORD=VALUE", help="A value that the MRD header lacks or has wrong, such as "
-                 "PatientID=17, PatientName=…, StudyInstanceUID=…, AccessionNumber=…, BodyPartExamined=…; repeatable."),
-]  # fmt: skip
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 
 
 @app.command()
-def wrap(ctx: typer.Context, file: _Source, out: Path, overrides: _Overrides = None) -> None:
+def wrap(ctx: typer.Context, file: _Source, out: Path, overrides: Overrides = None) -> None:
     """Put an MRD file into a DICOM Raw Data object."""
     _wrap(ctx, file, out, overrides)
     print(out)
@@ -91,21 +86,11 @@ def send(
     ctx: typer.Context,
     files: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False, help="MRD files or Raw Data objects.")],
     to: Annotated[str, typer.Option("--to", help="A configured peer's name, or HOST:PORT:AE_TITLE.")],
-    overrides: _Overrides = None,
+    overrides: Overrides = None,
 ) -> None:
     """Send k-space to a peer; an MRD file is put into a Raw Data object first."""
-    from dicomnode.cli.send import send_files
-
     with TemporaryDirectory() as folder:
-        objects = _wrap_all(ctx, files, Path(folder), overrides)
-        results = send_files(ctx, objects, to)
-    counts = Counter(str(result.outcome) for result in results)
-    print(f"{to}: {', '.join(f'{count} {outcome}' for outcome, count in sorted(counts.items()))}")
-    for file, result in zip(files, results, strict=True):
-        if not result.is_stored:
-            typer.echo(f"{file}: {result.text} {result.comment}".rstrip(), err=True)
-    if not all(result.is_stored for result in results):
-        raise typer.Exit(1)
+        send_objects(ctx, _wrap_all(ctx, files, Path(folder), overrides), files, to)
 
 
 def _wrap_all(ctx: typer.Context, files: Sequence[Path], folder: Path, overrides: list[str] | None) -> list[Path]:
@@ -124,17 +109,10 @@ def _wrap_all(ctx: typer.Context, files: Sequence[Path], folder: Path, overrides
 def _wrap(ctx: typer.Context, file: Path, out: Path, overrides: list[str] | None) -> None:
     from dicomnode import mrd
 
-    facts = dict(_parse_pair(each) for each in overrides or [])
+    facts = parse_overrides(overrides)
     now = context.config_if_any(ctx).node.to_local_time(datetime.now(UTC))
     with file.open("rb") as stream:
         mrd.wrap(stream, now=now, facts=facts).save_as(out, enforce_file_format=True)
-
-
-def _parse_pair(text: str) -> tuple[str, str]:
-    keyword, equals, value = text.partition("=")
-    if not equals:
-        raise typer.BadParameter(f"{text!r} is not KEYWORD=VALUE", param_hint="--set")
-    return keyword, value
 
 
 def _is_mrd(file: Path) -> bool:
