@@ -39,7 +39,7 @@ from tests.peers import write_instance
 from tests.prior_bundle import write_prior_bundle
 from tests.web_node import Web
 from tests.web_readings import make_reading
-from tests.web_studies import PEERS, ROUTES, make_all_states
+from tests.web_studies import PEERS, ROUTES, make_all_states, run_all_states
 
 pytestmark = pytest.mark.slow
 
@@ -367,8 +367,7 @@ def test_instances_sent_over_the_web_are_of_their_account(site: Web, tmp_path: P
 
 
 def test_a_node_without_accounts_is_as_before(tmp_path: Path) -> None:
-    with Web(tmp_path, sections={"routes": ROUTES, "peers": PEERS}) as web:
-        made = make_all_states(web)
+    with run_all_states(tmp_path) as (web, made):
         assert 'name="who"' in web.get("/hold", "text/html").text
         form = {"who": "GH", "reason": "looks right"}
         assert web.client.post(f"/jobs/{made['held']}/release", data=form).status_code == 303

@@ -32,11 +32,11 @@ from tests.web_studies import (
     ROUTES,
     claim_job,
     finish_job,
-    make_all_states,
     make_results,
     make_series,
     receive,
     route_study,
+    run_all_states,
     study_uid,
 )
 
@@ -49,15 +49,17 @@ SECTIONS = {"routes": ROUTES, "peers": PEERS}
 @pytest.fixture(scope="module")
 def read_only(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Web, Mapping[str, int]]]:
     """Yield a node with a study in every state, for tests that change nothing, and its jobs by outcome."""
-    with Web(tmp_path_factory.mktemp("dashboard"), sections=SECTIONS) as web:
-        yield web, make_all_states(web)
+    folder = tmp_path_factory.mktemp("dashboard")
+    (folder / "node.toml").write_text('[node]\ndata_dir = "data"\n')
+    with run_all_states(folder) as running:
+        yield running
 
 
 @pytest.fixture
 def decidable(tmp_path: Path) -> Iterator[tuple[Web, Mapping[str, int]]]:
     """Yield a node with a study in every state, for tests that decide, and its jobs by outcome."""
-    with Web(tmp_path, sections=SECTIONS) as web:
-        yield web, make_all_states(web)
+    with run_all_states(tmp_path) as running:
+        yield running
 
 
 def get_page(web: Web, path: str, status: int = 200) -> str:
@@ -150,8 +152,7 @@ def test_no_title_and_no_address_names_a_patient(read_only: tuple[Web, Mapping[s
 
 
 def test_names_are_masked_where_the_configuration_says_so(tmp_path: Path) -> None:
-    with Web(tmp_path, {"mask_names": True}, sections=SECTIONS) as web:
-        made = make_all_states(web)
+    with run_all_states(tmp_path, mask_names=True) as (web, made):
         for path in ("/", "/hold", "/failures", "/jobs", f"/jobs/{made['held']}", f"/studies/{study_uid('held')}"):
             text = get_page(web, path)
             assert "Meier" not in text
@@ -543,15 +544,13 @@ def test_a_report_page_among_the_results_is_shown_as_it_is(decidable: tuple[Web,
 
 
 @pytest.mark.parametrize(("kind", "begins"), [("png", b"\x89PNG"), ("pdf", b"%PDF")])
-def test_a_report_page_is_drawn_on_demand_by_another_process(tmp_path: Path, kind: str, begins: bytes) -> None:
-    (tmp_path / "node.toml").write_text('[node]\ndata_dir = "data"\n')
-    with Web(tmp_path, sections=SECTIONS) as web:
-        make_all_states(web)
-        assert f'/studies/{study_uid("delivered")}/report.{kind}"' in get_page(
-            web, f"/studies/{study_uid('delivered')}"
-        )
-        answer = web.client.get(f"/studies/{study_uid('delivered')}/report.{kind}", timeout=120)
-        assert answer.content.startswith(begins)
-        assert web.get(f"/studies/{study_uid('delivered')}/report.{kind}").content == answer.content
-        assert web.get(f"/studies/{study_uid('unrouted')}/report.{kind}").status_code == 404
-        assert web.get(f"/studies/{study_uid('delivered')}/report.exe").status_code == 404
+def test_a_report_page_is_drawn_on_demand_by_another_process(
+    read_only: tuple[Web, Mapping[str, int]], kind: str, begins: bytes
+) -> None:
+    web, _ = read_only
+    assert f'/studies/{study_uid("delivered")}/report.{kind}"' in get_page(web, f"/studies/{study_uid('delivered')}")
+    answer = web.client.get(f"/studies/{study_uid('delivered')}/report.{kind}", timeout=120)
+    assert answer.content.startswith(begins)
+    assert web.get(f"/studies/{study_uid('delivered')}/report.{kind}").content == answer.content
+    assert web.get(f"/studies/{study_uid('unrouted')}/report.{kind}").status_code == 404
+    assert web.get(f"/studies/{study_uid('delivered')}/report.exe").status_code == 404

@@ -16,7 +16,7 @@ from db.states import JobState
 from model_zoo import registry
 from tests.chromium import SCREENSHOTS, launch_browser, wait_for_count
 from tests.web_node import Web
-from tests.web_studies import PEERS, ROUTES, make_all_states, make_series, receive, report_progress, study_uid
+from tests.web_studies import make_series, receive, report_progress, run_all_states, study_uid
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -38,8 +38,8 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture
 def node(tmp_path: Path) -> Iterator[tuple[Web, Mapping[str, int]]]:
     """Yield a node with a study in every state, and its jobs by outcome."""
-    with Web(tmp_path, sections={"routes": ROUTES, "peers": PEERS}) as web:
-        yield web, make_all_states(web)
+    with run_all_states(tmp_path) as running:
+        yield running
 
 
 class BrowserPage:

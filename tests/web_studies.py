@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from datetime import timedelta
+import atexit
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from functools import cache
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -42,6 +48,7 @@ __all__ = [
     "receive",
     "report_progress",
     "route_study",
+    "run_all_states",
     "study_uid",
 ]
 
@@ -247,6 +254,27 @@ def make_all_states(web: Web) -> Mapping[str, int]:
         studies.close(session, study, reason="quiet for 60 s", now=web.now)
     receive(web, make_series("receiving")[:5])
     return made
+
+
+@contextmanager
+def run_all_states(folder: Path, **settings: Any) -> Iterator[tuple[Web, Mapping[str, int]]]:
+    """Run a node with a study in every state; yield it and its jobs by outcome.
+
+    The studies are made once per process, and copied.
+    """
+    template, now, made = _all_states()
+    shutil.copytree(template / "data", folder / "data")
+    with Web(folder, settings, now=now, sections={"routes": ROUTES, "peers": PEERS}) as web:
+        yield web, made
+
+
+@cache
+def _all_states() -> tuple[Path, datetime, Mapping[str, int]]:
+    folder = Path(tempfile.mkdtemp(prefix="dicomnode-states-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    with Web(folder, sections={"routes": ROUTES, "peers": PEERS}) as web:
+        made = MappingProxyType(dict(make_all_states(web)))
+    return folder, web.now, made
 
 
 def _end_job(web: Web, name: str, job_id: int, images: Sequence[Dataset]) -> None:
