@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,6 +29,7 @@ __all__ = [
 
 pytest_plugins = ["tests.peers.fixtures"]
 
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or each program that a test starts compiles the node again
 
 PEERS = frozenset({"orthanc", "storescp", "postgresql_server"})
 """Fixtures that start another program."""
