@@ -186,8 +186,8 @@ def read_definition(facts: BundleFacts) -> tuple[dict[str, Any], dict[str, Any]]
 
 def _evaluate_references(definition: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the definition with the values of its references and harmless expressions; others stay."""
-    if not _find_expressions(definition):
-        return definition
+    if not any(_find_expressions(each) for name, each in definition.items() if name != "_target_"):
+        return definition  # and MONAI is not imported, which takes seconds
     from model_zoo import monai_config
 
     return monai_config.evaluate_definition(definition, settings)

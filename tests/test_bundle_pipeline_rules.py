@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from model_zoo.bundle import BundleError, BundleFacts
 from model_zoo.installing import Policy
 from tests.monai_bundles import transform, write_spleen_bundle
 from tests.peers import write_config
+from tests.prior_bundle import write_prior_bundle
 
 HARMLESS = (
     "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')",
@@ -197,6 +199,17 @@ def test_references_and_arithmetic_in_the_networks_definition_stand_for_their_va
 
     facts = install(write_bundle(tmp_path / "source", change), tmp_path / "models")
     assert registry.load_from(facts).network is not None
+
+
+def test_a_definition_of_plain_values_is_loaded_without_importing_monai(tmp_path: Path) -> None:
+    folder = write_prior_bundle(tmp_path / "prior", "1.0.0")
+    code = (
+        "import sys; from pathlib import Path; from model_zoo import registry\n"
+        "registry.load_from(registry.read_facts(Path(sys.argv[1])))\n"
+        "print('torch' in sys.modules, 'monai' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False"]
 
 
 @pytest.mark.parametrize("value", ["$open('x')", "$torch.load('x')", "@preprocessing", "@nothing"])
