@@ -23,13 +23,10 @@ pytestmark = pytest.mark.training
 EVERY = pytest.mark.parametrize(
     "name", sorted(name for name, module in training.RECIPES.items() if find_spec(module) is not None)
 )
-PROCEDURAL = ("standard-dose-pet",)
-"""Recipes with steps that may use no label map: ellipsoids make up the body below the head."""
-
-SHOWN = anatomy.TRAIN[:4]
+SHOWN = anatomy.TRAIN[:2]
 """Training subjects of these tests: a machine's first reading of a subject registers the atlas to it (20 s)."""
-ENOUGH = 3
-"""Number of subjects after which the test draws no more batches: a subject takes seconds to read."""
+DRAWS = 6
+"""Batches that are drawn after the training; each holds several examples."""
 
 MAP = re.compile(r"training_seg_(\d\d)\.nii|regions/v\d+-(\d\d)\.npy")
 _watched: list[str] = []
@@ -58,6 +55,18 @@ def watch_label_maps() -> Iterator[list[str]]:
         _watching = False
 
 
+@pytest.fixture(scope="module")
+def kit_to_train(kit: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a data kit with the label maps of ``SHOWN`` only, which is read once for all recipes."""
+    return make_kit(SHOWN, kit, tmp_path_factory.mktemp("training") / "kit")
+
+
+@pytest.fixture(scope="module")
+def kit_to_validate(kit: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a data kit with the label maps of the validation subjects only, which is read once for all recipes."""
+    return make_kit(anatomy.VALIDATION, kit, tmp_path_factory.mktemp("validation") / "kit")
+
+
 def make_kit(subjects: tuple[str, ...], kit: Path, folder: Path) -> Path:
     """Make a data kit with the label maps of ``subjects`` only; return its folder."""
     maps = folder / "anatomy" / "synthseg-label-maps"
@@ -79,47 +88,46 @@ def skip_validation(*_: object) -> dict[str, float]:
     return {}
 
 
+def draw_batches(found: recipe.Recipe[Any], source: recipe.Source, steps: range) -> None:
+    c = found.configurations["smoke"]
+    for step in steps:
+        found.draw_batch(c, source, recipe.seeded(c.seed, step))
+
+
 @pytest.mark.timeout(1800)
 @pytest.mark.usefixtures("_audit_hook")
 @EVERY
-def test_training_opens_no_held_out_map_and_needs_none(name: str, kit: Path, tmp_path: Path) -> None:
+def test_training_opens_no_held_out_map_and_needs_none(name: str, kit_to_train: Path, tmp_path: Path) -> None:
     found = training.load(name)
     c = replace(found.configurations["smoke"], steps=2)
-    # a root of its own, so that nothing is cached
-    sources = recipe.make_simulated_sources(make_kit(SHOWN, kit, tmp_path / "kit"))
+    sources = recipe.make_simulated_sources(kit_to_train)
     sources = replace(sources, train=replace(sources.train, subjects=SHOWN))
     with watch_label_maps() as subjects:
         loop.train(replace(found, validate=skip_validation), c, tmp_path / "run", sources=sources)
-        for step in range(2, 30):
-            if len(set(subjects)) < ENOUGH:
-                found.draw_batch(c, sources.train, recipe.seeded(c.seed, step))
-    assert subjects or name in PROCEDURAL
+        draw_batches(found, sources.train, range(2, 2 + DRAWS))
     assert set(subjects) <= set(SHOWN)
 
 
 @pytest.mark.timeout(1800)
 @pytest.mark.usefixtures("_audit_hook")
 @EVERY
-def test_validation_opens_no_test_map_and_needs_none(name: str, kit: Path, tmp_path: Path) -> None:
+def test_validation_opens_no_test_map_and_needs_none(name: str, kit_to_validate: Path) -> None:
     found = training.load(name)
     c = found.configurations["smoke"]
-    root = make_kit(anatomy.VALIDATION, kit, tmp_path / "kit")
     torch.manual_seed(c.seed)
     network = found.make_network(c).eval()
     with watch_label_maps() as subjects, torch.no_grad():
-        metrics = found.validate(network, c, recipe.make_simulated_sources(root).validation)
+        metrics = found.validate(network, c, recipe.make_simulated_sources(kit_to_validate).validation)
     assert metrics
     assert set(subjects) <= set(anatomy.VALIDATION)
 
 
-def test_the_same_training_fails_where_a_training_map_is_absent(kit: Path, tmp_path: Path) -> None:
-    root = make_kit(("01",), kit, tmp_path / "kit")
-    found = training.load("mri-prior")
-    c = found.configurations["smoke"]
+@EVERY
+def test_the_same_training_fails_where_the_training_maps_are_absent(name: str, kit: Path, tmp_path: Path) -> None:
+    found = training.load(name)
+    source = recipe.make_simulated_sources(make_kit((), kit, tmp_path / "kit")).train
     with pytest.raises(FileNotFoundError, match="training_seg_"):
-        loop.train(
-            replace(found, validate=skip_validation), c, tmp_path / "run", sources=recipe.make_simulated_sources(root)
-        )
+        draw_batches(found, source, range(2 + DRAWS))
 
 
 @pytest.mark.usefixtures("_audit_hook")

@@ -248,13 +248,14 @@ def _prepare_source(subject: str, face: bool, root: Path | None) -> _Source:
         tissue = np.where(_find_face(tissue, structure), np.uint8(0), tissue)
     pial = _find_pial_cortex(structure)
     triples = (tissue.astype(np.uint16) * (COUNT + 1) + structure) * 2 + pial
-    found, codes = np.unique(triples, return_inverse=True)
+    found = np.flatnonzero(np.bincount(triples.ravel()))
+    codes = np.searchsorted(found, np.arange(int(found[-1]) + 1)).astype(np.uint8)[triples]
     if found[0] != 0 or len(found) > 256:
         raise ValueError(f"label map {subject}: {len(found)} kinds of voxels, the first {found[0]}")
     brain = np.nonzero((structure > 0) & (structure != number("csf")))
     centre = tuple(float(axis.min() + axis.max()) / 2 for axis in brain)
     return _Source(
-        codes.reshape(tissue.shape).astype(np.uint8),
+        codes,
         (found // 2 // (COUNT + 1)).astype(np.uint8),
         (found // 2 % (COUNT + 1)).astype(np.uint8),
         found % 2 == 1,
@@ -298,7 +299,10 @@ def _make_shrinking_field(mask: NDArray[np.bool_], reach_mm: float) -> NDArray[n
     """Return (V / S) n exp(-(d / L)^2) about the surface of ``mask``: float32 (3, k, j, i) in mm."""
     from scipy import ndimage
 
-    d = ndimage.distance_transform_edt(~mask) - ndimage.distance_transform_edt(mask)
+    d = np.asarray(ndimage.distance_transform_edt(~mask))
+    (box,) = ndimage.find_objects(mask.view(np.uint8))
+    inside = tuple(slice(max(0, each.start - 1), each.stop + 1) for each in box)
+    d[inside] -= ndimage.distance_transform_edt(mask[inside])
     d = ndimage.gaussian_filter(d * HALF_MM, 0.7)
     normal = np.stack(np.gradient(d, HALF_MM))
     normal /= np.maximum(np.linalg.norm(normal, axis=0), 1e-3)

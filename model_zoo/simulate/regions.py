@@ -65,10 +65,11 @@ CORTEX_LABELS = (3, 42)
 def make_structure_map(subject: str, root: Path | None = None) -> NDArray[np.uint8]:
     """Return the structures of one subject: uint8 (256, 256, 256) on the grid of ``anatomy.read_tissue_map``."""
     labels = anatomy.read_label_map(subject, root)
-    found = np.zeros(labels.shape, np.uint8)
+    lookup = np.zeros(int(labels.max()) + 1, np.uint8)
     for name, values in LABELS.items():
-        found[np.isin(labels, values)] = number(name)
-    cortex = np.isin(labels, CORTEX_LABELS)
+        lookup[[value for value in values if value < len(lookup)]] = number(name)
+    found = lookup[labels]
+    cortex = (labels == CORTEX_LABELS[0]) | (labels == CORTEX_LABELS[1])
     found[cortex] = _label_cortex(subject, root, cortex)
     return _remove_strays(found)
 
@@ -79,8 +80,11 @@ def _remove_strays(structure: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
     fluid = structure == number("csf")
     brain = (structure > 0) & ~fluid
-    near = np.asarray(ndimage.distance_transform_edt(~brain)) < 12
-    near[: np.nonzero(brain.any((1, 2)))[0][0]] = False
+    (box,) = ndimage.find_objects(brain.view(np.uint8))
+    around = tuple(slice(max(0, each.start - 12), each.stop + 12) for each in box)  # farther voxels are not near
+    near = np.zeros_like(brain)
+    near[around] = np.asarray(ndimage.distance_transform_edt(~brain[around])) < 12
+    near[: box[0].start] = False
     return np.where(fluid & ~near, np.uint8(0), structure)
 
 
