@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -172,11 +173,15 @@ def apply_mixture(p: Tensor, x: Tensor, m: Mixture) -> Tensor:
 def keep_largest_component(p: Tensor) -> Tensor:
     """Return the largest connected component of likely structures, bool (k, j, i), and make ``p`` background elsewhere.
 
-    Voxels are connected by their faces.
+    Voxels are connected by their faces. Equals MONAI's ``get_largest_connected_component_mask`` without its import,
+    which takes 3 s of CPU time and 180 MB in every process of a job.
     """
-    from monai.transforms.utils import get_largest_connected_component_mask
+    from scipy import ndimage
 
-    inside: Tensor = get_largest_connected_component_mask(p.argmax(dim=0) > 0, connectivity=1)
+    labels, _ = ndimage.label((p.argmax(dim=0) > 0).numpy(force=True))
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    inside = torch.from_numpy((labels > 0) & (labels == sizes.argmax())).to(p.device)
     p[:, ~inside] = 0
     p[0, ~inside] = 1
     return inside

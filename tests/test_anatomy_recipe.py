@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model_zoo import registry
-from model_zoo.anatomy import has_refinement, refine
+from model_zoo.anatomy import has_refinement, keep_largest_component, refine
 from model_zoo.bundle import Model
 from model_zoo.evaluation.head_labels import label_structures
 from model_zoo.mixture import GROUPS
@@ -196,3 +196,21 @@ def test_a_model_of_one_network_cannot_refine(tmp_path: Path) -> None:
 def _mean_dice(found: Tensor, truth: Tensor) -> float:
     scores = anatomy.score_structures(found, truth)
     return sum(scores.values()) / len(scores)
+
+
+def test_the_largest_component_is_that_of_monai() -> None:
+    from monai.transforms.utils import get_largest_connected_component_mask
+
+    p = torch.rand(2, 12, 12, 12, generator=torch.Generator().manual_seed(1))
+    p[1] -= 0.2  # few enough voxels for several components
+    expected = get_largest_connected_component_mask(p.argmax(dim=0) > 0, connectivity=1)
+    before = p.argmax(dim=0) > 0
+    inside = keep_largest_component(p)
+    assert torch.equal(inside, expected)
+    assert 0 < int(inside.sum()) < int(before.sum())
+    assert torch.equal(p.argmax(dim=0) > 0, inside)
+
+
+def test_without_any_structure_all_is_background() -> None:
+    p = torch.tensor([1.0, 0.0])[:, None, None, None].expand(2, 4, 4, 4).clone()
+    assert not keep_largest_component(p).any()

@@ -19,6 +19,23 @@ def test_channels_are_ordered_by_channel_then_place_in_the_block(r: int, layout:
     assert torch.equal(depth_to_space(channels, r), x)
 
 
+@pytest.mark.parametrize("r", [1, 2, 4])
+def test_blocks_are_those_of_monai(r: int) -> None:
+    from monai.networks.utils import pixelshuffle, pixelunshuffle
+
+    x = torch.randn(2, 3, 4 * r, 2 * r, 6 * r, generator=torch.Generator().manual_seed(r))
+    channels = space_to_depth(x, r)
+    assert torch.equal(channels, pixelunshuffle(x, 3, r))
+    assert torch.equal(depth_to_space(channels, r), pixelshuffle(channels, 3, r))
+
+
+def test_sizes_that_blocks_do_not_fill_are_refused() -> None:
+    with pytest.raises(RuntimeError, match="invalid for input of size"):
+        space_to_depth(torch.zeros(1, 1, 5, 4, 4), 2)
+    with pytest.raises(RuntimeError, match="invalid for input of size"):
+        depth_to_space(torch.zeros(1, 9, 2, 2, 2), 2)
+
+
 def test_blocks_of_integers_keep_their_type() -> None:
     labels = torch.arange(64).reshape(1, 1, 4, 4, 4)
     assert torch.equal(space_to_depth(labels, 2)[0, :, 0, 0, 0], torch.tensor([0, 1, 4, 5, 16, 17, 20, 21]))

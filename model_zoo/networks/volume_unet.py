@@ -25,20 +25,18 @@ __all__ = ["VolumeUNet", "depth_to_space", "set_dropout", "space_to_depth"]
 def space_to_depth(x: Tensor, r: int) -> Tensor:
     """Turn each block of r^3 voxels into channels: (b, c, r k, r j, r i) -> (b, c r^3, k, j, i).
 
-    MONAI is imported at the first call: importing takes 3 s of CPU time and 180 MB.
+    Equals MONAI's ``pixelunshuffle``, without the import of MONAI in every process of a job: 3 s of CPU time, 180 MB.
     """
-    from monai.networks.utils import pixelunshuffle
-
-    channels: Tensor = pixelunshuffle(x, 3, r)
-    return channels
+    b, c, k, j, i = x.shape
+    blocks = x.reshape(b, c, k // r, r, j // r, r, i // r, r).permute(0, 1, 3, 5, 7, 2, 4, 6)
+    return blocks.reshape(b, c * r**3, k // r, j // r, i // r)
 
 
 def depth_to_space(x: Tensor, r: int) -> Tensor:
     """Turn channels into blocks of r^3 voxels: the inverse of ``space_to_depth``."""
-    from monai.networks.utils import pixelshuffle
-
-    blocks: Tensor = pixelshuffle(x, 3, r)
-    return blocks
+    b, c, k, j, i = x.shape
+    blocks = x.reshape(b, c // r**3, r, r, r, k, j, i).permute(0, 1, 5, 2, 6, 3, 7, 4)
+    return blocks.reshape(b, c // r**3, k * r, j * r, i * r)
 
 
 def _coordinates(x: Tensor) -> Tensor:
