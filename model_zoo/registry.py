@@ -28,6 +28,7 @@ __all__ = [
     "MANIFEST",
     "NETWORKS",
     "WEIGHTS",
+    "advise_on_missing",
     "find",
     "list_bundles",
     "list_damaged",
@@ -60,6 +61,9 @@ NETWORKS = frozenset(
     }
 )
 """Classes that ``network_def`` may name as ``_target_``, besides MONAI's networks. No other class can be called."""
+
+_NOT_SHIPPED = {"ct_prior": "ct-prior"}
+"""Recipe of each bundle that a pipeline needs and that is not shipped."""
 
 _FORMER_NAMES = {
     "model_zoo.networks.two_looks.TwoLooks": "model_zoo.networks.refinement_cascade.RefinementCascade",
@@ -113,8 +117,18 @@ def find(name: str, version: str | None = None, root: Path = BUNDLES) -> BundleF
     matches = [f for f in list_bundles(root) if f.name == name and version in (None, f.version)]
     if not matches:
         known = ", ".join(f"{f.name}@{f.version}" for f in list_bundles(root)) or "none"
-        raise BundleError(f"no bundle {name}{'@' + version if version else ''}; installed: {known}")
+        raise BundleError(
+            f"no bundle {name}{'@' + version if version else ''}; installed: {known}{advise_on_missing(name)}"
+        )
     return matches[-1]
+
+
+def advise_on_missing(name: str) -> str:
+    """Return how to make a bundle that does not come with the program, as the end of a message; "" for another."""
+    if name not in _NOT_SHIPPED:
+        return ""
+    makes = f"'dicomnode train {_NOT_SHIPPED[name]}' makes one"
+    return f"; it is not shipped: {makes}, 'dicomnode models install' puts it in place"
 
 
 def verify(facts: BundleFacts) -> None:

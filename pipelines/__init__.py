@@ -34,6 +34,7 @@ MODULES = MappingProxyType(
     {
         "anatomy": "pipelines.anatomy",
         "mri_reconstruction": "pipelines.mri_reconstruction",
+        "ct_reconstruction": "pipelines.ct_reconstruction",
         "standard_dose_pet": "pipelines.standard_dose_pet",
         "pet_synthesis": "pipelines.pet_synthesis",
         "synthetic_dir": "pipelines.synthetic_dir",
@@ -45,6 +46,7 @@ BUNDLES = MappingProxyType(
     {
         "anatomy": "anatomy",
         "mri_reconstruction": "mri_prior",
+        "ct_reconstruction": "ct_prior",
         "standard_dose_pet": "standard_dose_pet",
         "pet_synthesis": "pet_synthesis",
         "synthetic_dir": "synthetic_dir",
@@ -57,6 +59,7 @@ TITLES = MappingProxyType(
     {
         "anatomy": "Structures of the brain from any MR image of the head",
         "mri_reconstruction": "MR image from undersampled k-space",
+        "ct_reconstruction": "CT image from few or noisy projections",
         "standard_dose_pet": "Standard-dose PET from low-dose PET",
         "pet_synthesis": "Amyloid and tau PET from a T1w image",
         "synthetic_dir": "Double inversion recovery from FLAIR and T1w, with lesions",
@@ -69,6 +72,7 @@ INPUTS = MappingProxyType(
     {
         "anatomy": "head",
         "mri_reconstruction": "kspace",
+        "ct_reconstruction": "projections",
         "standard_dose_pet": "pet [mr] [ct] [organs]",
         "pet_synthesis": "t1w [covariates]",
         "synthetic_dir": "flair [t1w] [prior_flair] [prior_t1w]",

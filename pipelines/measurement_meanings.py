@@ -67,6 +67,17 @@ MEANINGS: Mapping[str, Meaning] = MappingProxyType(
         "chi-square, worst slice": Meaning(
             f"{_FIT}, in the slice that fits worst", "that slice for motion and spikes", "times the noise variance"
         ),
+        "views": Meaning("the number of directions from which rays were measured", "the protocol of the scan"),
+        "missing angle": Meaning(
+            "what the scan lacks to half a turn, whose edges were not measured",
+            "edges along the missing directions, which the model may have invented",
+            "degrees",
+        ),
+        "median photons": Meaning("the photons that a usual ray detected", "the dose of the scan"),
+        "truncated views": Meaning(
+            "the part of the views, from 0 to 1, in which the object leaves the detector",
+            "the rim of the image, whose CT numbers are wrong",
+        ),
         "scale": Meaning("the signal that the model saw as one", "the brightness of the image"),
         "coils used": Meaning("the number of coils after compression", "the receiver coils of the scan"),
         "coil compression loss": Meaning(

@@ -18,7 +18,6 @@ corrected in ``model_zoo.adaptation``).
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -58,6 +57,7 @@ from pipelines.inversion import (
     estimate_volume,
     is_volume,
 )
+from pipelines.seeds import derive_seed
 from pipelines.separate_coils import combine_coil_images, prepare_separate_coils
 from pipelines.spread import SLICES, Spread, evaluations_held_out, measure_spread, mix_images
 
@@ -121,7 +121,7 @@ def run(case: Case, model: Model, options: Options, seed: int, progress: Progres
                 problem,
                 model,
                 options,
-                seed if n == 0 else _derive_seed(seed, -n),
+                seed if n == 0 else derive_seed(seed, -n),
                 _scale_progress(progress, n, len(images)),
             )
     return [*findings, *_worst_fit(findings)]
@@ -167,12 +167,12 @@ def _reconstruct_image(
     prior, adaptation_calls = model, 0
     if options.solver == "adadiff":
         progress(0.02, _with_label("adaptation", k))
-        prior, adaptation = adapt_prior(problem, model, options, _derive_seed(seed, -1))
+        prior, adaptation = adapt_prior(problem, model, options, derive_seed(seed, -1))
         adaptation_calls = adaptation.evaluations
         extra = _measure_adaptation(adaptation)
     progress(0.04, _with_label("spread against held-out samples", k))
     is_coupled = options.across_slices > 0 and is_volume(k)
-    spread = measure_spread(problem, prior, model, options, _derive_seed(seed, -2), is_coupled=is_coupled)
+    spread = measure_spread(problem, prior, model, options, derive_seed(seed, -2), is_coupled=is_coupled)
     extra += _measure_spread(spread)
     volume = None
     if is_coupled:
@@ -183,7 +183,7 @@ def _reconstruct_image(
         progress(0.05 + 0.9 * i / count, _with_label(f"slice {i + 1} of {count}", k))
         one = problem.one_slice(i).to(model.device)
         x = estimate_slices(one, prior, options) if volume is None else volume[i : i + 1]
-        slices.append(_reconstruct_slice(one, x, spread.share, k, model, options, _derive_seed(seed, i)))
+        slices.append(_reconstruct_slice(one, x, spread.share, k, model, options, derive_seed(seed, i)))
     progress(0.95, "findings")
     image = Volume(torch.stack([s.image for s in slices]).numpy(), k.grid)
     pooled = uncertainty.pool_sd(torch.stack([s.sd for s in slices]).numpy(), _encoded_pixel(k))
@@ -230,7 +230,7 @@ def _draw_one_by_one(one: Problem, x: Tensor, model: Model, options: Options, se
     batch = max(options.batch // one.separate_coils, 1)
     for start in range(0, options.samples, batch):
         numbers = range(start, min(start + batch, options.samples))
-        batch_seeds = [_derive_seed(seed, options.samples * c + n) for c in range(one.separate_coils) for n in numbers]
+        batch_seeds = [derive_seed(seed, options.samples * c + n) for c in range(one.separate_coils) for n in numbers]
         repeated, estimate = one.repeat(len(numbers)), x.repeat_interleave(len(numbers), 0)
         found = draw_samples(repeated, model, options, batch_seeds, estimate)
         yield from found.reshape(len(x), len(numbers), *found.shape[1:]).unbind(dim=1)
@@ -240,11 +240,6 @@ def _to_delivered_grid(problem: Problem, x: Tensor, k: KSpace) -> Tensor:
     """Return the magnitude on the delivered grid in physical units, float32 (slice, j, i)."""
     images = interpolate(problem.in_units(x).cpu(), k.encoded_fov_mm, k.grid)
     return magnitude(images) if problem.separate_coils == 1 else combine_coil_images(images, problem, x)
-
-
-def _derive_seed(seed: int, index: int) -> int:
-    """Return a seed per slice and sample, the same for any division of the work."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{index}".encode()).digest()[:7], "big")
 
 
 def find_low_confidence(image: NDArray[np.float32], sd: NDArray[np.float32], threshold: float) -> NDArray[np.uint8]:

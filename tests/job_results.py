@@ -15,6 +15,7 @@ from dicomnode.config.results import ResultsConfig
 from dicomnode.execution import processing
 from dicomnode.execution.processing import TaskResult
 from tests.bundles import levels, phantom, phantom_grid, write_anatomy_bundle
+from tests.ct_bundle import write_ct_bundle
 from tests.dir_phantom import flair_of, lesion_mask, write_dir_bundle, write_flair, write_t1w
 from tests.findings import NOW
 from tests.installed import pin_installed
@@ -24,10 +25,14 @@ from tests.pet_series import write_pet
 from tests.pet_series import write_pet_bundle as write_dose_bundle
 from tests.scanner import make_grid
 from tests.series import write_slices
+from tests.sinograms import PARALLEL, write_raw_data
 
 __all__ = ["FORMS", "PIPELINES", "JobRun", "run_job"]
 
-PIPELINES = ("mri_reconstruction", "pet_synthesis", "standard_dose_pet", "synthetic_dir", "ms_lesions", "anatomy")
+PIPELINES = (
+    "mri_reconstruction", "ct_reconstruction", "pet_synthesis", "standard_dose_pet", "synthetic_dir", "ms_lesions",
+    "anatomy",
+)  # fmt: skip
 FORMS: Mapping[str, ResultsConfig] = {
     "multi-frame": ResultsConfig(report_page=("sc", "pdf")),
     "single-frame": ResultsConfig(image_kind="single", labelled_kind="single"),
@@ -64,6 +69,9 @@ def _write_inputs(pipeline: str, folder: Path) -> tuple[dict[str, list[Path]], d
     if pipeline == "mri_reconstruction":
         raw = raw_data(folder / "raw.dcm", NOW, BodyPartExamined="HEAD")
         return {"match": [raw]}, {"steps": 2, "mean_steps": 2, "samples": 2}
+    if pipeline == "ct_reconstruction":
+        write_ct_bundle(folder / "models")
+        return {"match": [write_raw_data(folder / "raw.dcm", PARALLEL, 2)]}, {"steps": 2, "mean_steps": 2, "samples": 2}
     write_anatomy_bundle(folder / "models")
     if pipeline == "standard_dose_pet":
         write_dose_bundle(folder / "models")

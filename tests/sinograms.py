@@ -13,10 +13,23 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ImplicitVRLittleEndian, generate_uid
 
+from dicomnode import sinogram
 from model_zoo.ct_geometry import CtGeometry
 from tests.ellipses import Ellipse, integrate
+from tests.findings import NOW
 
-__all__ = ["BODY", "FAN", "PARALLEL", "PHOTONS", "make_counts", "make_geometry", "npy", "write_ct_pd"]
+__all__ = [
+    "BODY",
+    "FAN",
+    "PARALLEL",
+    "PHOTONS",
+    "make_counts",
+    "make_geometry",
+    "npy",
+    "write_ct_pd",
+    "write_files",
+    "write_raw_data",
+]
 
 PHOTONS = 1e5
 BODY = [Ellipse(0.0193, (0.0, 0.0), (90.0, 70.0)), Ellipse(0.0193, (40.0, 10.0), (18.0, 25.0))]
@@ -59,6 +72,14 @@ def write_files(folder: Path, beam: CtGeometry, slices: int = 1, /, **changed: A
     array.write_bytes(npy(make_counts(beam, slices)))
     geometry.write_text(json.dumps(make_geometry(beam, **changed)))
     return array, geometry
+
+
+def write_raw_data(path: Path, beam: CtGeometry, slices: int = 1, /, **facts: str) -> Path:
+    """Write a Raw Data object of a chest."""
+    packed = sinogram.pack(npy(make_counts(beam, slices)), json.dumps(make_geometry(beam)))
+    stated = {"PatientID": "CT1", "PatientName": "Phantom^Ct", "BodyPartExamined": "CHEST"} | facts
+    sinogram.wrap(packed, now=NOW, facts=stated).save_as(path, enforce_file_format=True)
+    return path
 
 
 def write_ct_pd(folder: Path, beam: CtGeometry = FAN, *, mirror: bool = False, **changed: Any) -> list[Path]:

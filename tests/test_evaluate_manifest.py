@@ -20,7 +20,7 @@ from dicomnode.cli import main
 from model_zoo import registry, training
 from model_zoo.evaluation import on_manifest
 from model_zoo.evaluation.on_manifest import RowScores
-from model_zoo.training import bundle, loop, manifest, mri_prior
+from model_zoo.training import bundle, denoising, loop, manifest, mri_prior
 from model_zoo.training.recipe import Source, make_simulated_sources
 from tests.bundles import phantom, phantom_grid
 from tests.nifti_files import write_nifti
@@ -60,7 +60,7 @@ def test_the_rows_of_the_split_test_are_evaluated_and_no_other(
     rows = json.loads(capsys.readouterr().out)
     assert [(row["line"], row["subject"]) for row in rows] == [(3, "s2"), (4, "s3")]
     scores = rows[0]["scores"]["mri_prior@0.0.1"]
-    assert set(scores) == {f"denoising_psnr_{sigma}_db" for sigma in mri_prior.VALIDATION_SIGMAS}
+    assert set(scores) == {f"denoising_psnr_{sigma}_db" for sigma in denoising.VALIDATION_SIGMAS}
 
 
 def test_the_numbers_are_those_of_the_recipe_on_that_row_alone(small_bundle: Path, table: Path) -> None:
@@ -104,7 +104,7 @@ def test_an_old_model_stands_beside_the_new_one(
     with (tmp_path / "out" / "rows.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert {line["model"] for line in lines} == {"mri_prior@0.0.1", "mri_prior@1.0.0"}
-    assert len(lines) == 2 * 2 * len(mri_prior.VALIDATION_SIGMAS)
+    assert len(lines) == 2 * 2 * len(denoising.VALIDATION_SIGMAS)
 
 
 @pytest.mark.parametrize(

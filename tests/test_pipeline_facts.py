@@ -21,6 +21,7 @@ from dicomnode.errors import ConfigError
 from model_zoo import registry
 from pipelines import quality
 from pipelines.contract import Pipeline
+from tests.ct_bundle import write_ct_bundle
 
 pytestmark = pytest.mark.slow
 
@@ -37,11 +38,15 @@ def test_the_list_names_every_pipeline_with_its_inputs(capsys: pytest.CaptureFix
     assert set(pipelines.MODULES) <= set(rows)
     assert rows["ms_lesions"]["inputs"] == "flair [t1w]"
     assert rows["ms_lesions"]["model"].startswith("synthetic_dir@")
+    assert rows["ct_reconstruction"]["model"] == "ct_prior: not installed"
 
 
 @pytest.mark.parametrize("name", sorted(pipelines.MODULES))
-def test_every_option_says_what_it_means(name: str) -> None:
-    options = pipeline_facts.describe_pipeline(name, Config())["options"]
+def test_every_option_says_what_it_means(name: str, tmp_path: Path) -> None:
+    if name == "ct_reconstruction":  # whose bundle is not shipped
+        write_ct_bundle(tmp_path / "models")
+    config = Config.model_validate({"node": {"data_dir": str(tmp_path)}})
+    options = pipeline_facts.describe_pipeline(name, config)["options"]
     assert options
     assert [option["name"] for option in options if not option["meaning"] or not option["values"]] == []
 

@@ -61,7 +61,7 @@ class _Series:
     paths: list[Path] = field(default_factory=list)
     instance_uids: list[str] = field(default_factory=list)
     attributes: dict[str, Any] = field(default_factory=dict)
-    is_kspace: bool = False
+    is_raw_data: bool = False
 
     @property
     def name(self) -> str:
@@ -108,9 +108,10 @@ class _Raw:
 
     def add(self, series: _Series, suffixes: Mapping[str, str]) -> Exported:
         """Write one series of MR."""
-        if series.is_kspace:
-            return Exported(series.name, left_out="k-space: BIDS has no place for it; its results are exported")
         modality = str(series.attributes.get("Modality") or "")
+        if series.is_raw_data:
+            kind = "projections" if modality == "CT" else "k-space"
+            return Exported(series.name, left_out=f"{kind}: BIDS has no place for it; its results are exported")
         if modality != "MR":
             return Exported(series.name, left_out=f"modality {modality}: only MR is exported as raw data")
         suffix = suffixes.get(str(series.attributes.get("SeriesNumber"))) or find_suffix(series.attributes)
@@ -236,10 +237,10 @@ def _group(files: Sequence[Path]) -> list[_Series]:
     found: dict[str, _Series] = {}
     for path in files:
         facts = headers.read(path)
-        is_kspace = facts.sop_class_uid == RawDataStorage
-        if not is_kspace and "Rows" not in facts.attributes and facts.attributes.get("SyntheticData") != "YES":
+        is_raw_data = facts.sop_class_uid == RawDataStorage
+        if not is_raw_data and "Rows" not in facts.attributes and facts.attributes.get("SyntheticData") != "YES":
             continue
-        series = found.setdefault(facts.series_uid, _Series(attributes=dict(facts.attributes), is_kspace=is_kspace))
+        series = found.setdefault(facts.series_uid, _Series(attributes=dict(facts.attributes), is_raw_data=is_raw_data))
         series.paths.append(path)
         series.instance_uids.append(facts.sop_instance_uid)
     return list(found.values())

@@ -32,8 +32,8 @@ def train(
     recipe: Annotated[
         str,
         typer.Argument(
-            help="mri-prior, anatomy, pet-synthesis, standard-dose-pet, standard-dose-pet-semi, synthetic-dir or "
-            "translation."
+            help="mri-prior, ct-prior, anatomy, pet-synthesis, standard-dose-pet, standard-dose-pet-semi, "
+            "synthetic-dir or translation."
         ),
     ],
     data: Annotated[Path | None, typer.Option(help="Data kit's folder; default: DICOMNODE_DATA.")] = None,

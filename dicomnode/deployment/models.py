@@ -39,7 +39,7 @@ def find_bundle(name: str, config: Config) -> BundleFacts:
     matching = [facts for facts in list_bundles(config) if facts.name == bundle and version in ("", facts.version)]
     if not matching:
         known = ", ".join(f"{facts.name}@{facts.version}" for facts in list_bundles(config)) or "none"
-        raise BundleError(f"no bundle {name}; installed: {known}")
+        raise BundleError(f"no bundle {name}; installed: {known}{registry.advise_on_missing(bundle)}")
     if version:
         return matching[0]
     shipped = [facts for facts in registry.list_bundles() if facts.name == bundle]

@@ -20,7 +20,7 @@ from dicomnode.deployment import models, pipeline_names
 from dicomnode.errors import ConfigError
 from model_zoo.bundle import BundleError
 from pipelines import quality
-from pipelines.contract import Covariates, Input, KSpace, Labels, Pipeline, Volume
+from pipelines.contract import Covariates, Input, KSpace, Labels, Pipeline, Projections, Volume
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 
 __all__ = ["describe_contract", "describe_pipeline", "find_model_in_force", "list_facts"]
 
-_KINDS = {Volume: "image", KSpace: "k-space", Labels: "segmentation", Covariates: "facts on the patient"}
+_KINDS = {
+    Volume: "image", KSpace: "k-space", Projections: "projections", Labels: "segmentation",
+    Covariates: "facts on the patient",
+}  # fmt: skip
 _CONTRACT = "input_contract"
 _CLASS = re.compile(r":class:`([^`]+)`")
 _BOUNDS = ((Ge, "ge", ">="), (Gt, "gt", ">"), (Le, "le", "<="), (Lt, "lt", "<"))

@@ -11,9 +11,10 @@ from pydicom import Dataset, dcmread
 
 from dicomnode import mrd
 from dicomnode.errors import InputRefused
+from dicomnode.execution.projections import load_projections
 from dicomnode.reading import covariates, segmentations, unreadable, volumes
 from dicomnode.routing.routing import MAIN_INPUT
-from pipelines.contract import Case, Covariates, KSpace, Labels, Pipeline, Volume
+from pipelines.contract import Case, Covariates, KSpace, Labels, Pipeline, Projections, Volume
 
 __all__ = ["LoadedInputs", "load_inputs"]
 
@@ -91,9 +92,15 @@ def _load_kspace(paths: Sequence[Path]) -> tuple[list[tuple[KSpace, dict[str, An
     return mrd.to_images(mrd.read(mrd.unwrap(ds))), [_remove_payload(ds)]
 
 
+def _load_projections(paths: Sequence[Path]) -> tuple[list[tuple[Projections, dict[str, Any]]], list[Dataset]]:
+    projections, facts, headers = load_projections(paths)
+    return [(projections, facts)], headers
+
+
 _LOADERS: dict[Any, Callable[[Sequence[Path]], tuple[list[Any], list[Dataset]]]] = {
     Volume: _load_volume,
     KSpace: _load_kspace,
+    Projections: _load_projections,
     Labels: _load_labels,
 }
 

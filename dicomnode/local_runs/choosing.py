@@ -19,7 +19,7 @@ from dicomnode.errors import InputRefused, NotFound
 from dicomnode.local_runs.candidates import Candidate
 from dicomnode.nifti.facts import KEYWORDS
 from dicomnode.routing.examination import read_examination
-from pipelines.contract import Covariates, Input, KSpace, Volume
+from pipelines.contract import Covariates, Input, KSpace, Projections, Volume
 from pipelines.quality import FACTS, InputRule
 
 __all__ = ["Choice", "choose", "find_left_out", "refuse_shared_inputs", "refuse_unclear_facts"]
@@ -59,9 +59,9 @@ def choose(
     """
     main = inputs[0]
     _refuse_synthetic(inputs, explicit)
-    usable = [each for each in candidates if (each.kind == "k-space") is (main.kind is KSpace) and not each.is_labels]
+    usable = [each for each in candidates if _suits(each, main) and not each.is_labels]
     optional = [each for each in inputs[1:] if each.kind is not Covariates and each.name not in without]
-    if main.kind is KSpace:
+    if main.kind in (KSpace, Projections):
         return [Choice({main.name: each}, "each acquisition") for each in _mains(main, explicit, usable)]
     if main.name not in explicit:
         routed = [choice for route in routes for choice in _choose_by_route(route, main, usable, candidates)]
@@ -114,8 +114,17 @@ def _refuse_synthetic(inputs: Sequence[Input], explicit: Mapping[str, Candidate]
             raise InputRefused(f"{each.name} for the input {name!r} is marked as synthetic: a measured image is needed")
 
 
+def _suits(candidate: Candidate, main: Input) -> bool:
+    """Return whether a candidate is of the kind of the first input; views of DICOM-CT-PD are a series of CT."""
+    if main.kind is Projections:
+        return candidate.attributes.get("Modality") == "CT" and candidate.kind != "nifti" and not candidate.is_synthetic
+    return (candidate.kind == "k-space") is (main.kind is KSpace)
+
+
 def _mains(main: Input, explicit: Mapping[str, Candidate], usable: Sequence[Candidate]) -> list[Candidate]:
     found = [explicit[main.name]] if main.name in explicit else list(usable)
+    if not found and main.kind is Projections:
+        raise NotFound(f"the folder holds no Raw Data object of CT and no series of CT for the input {main.name!r}")
     if not found:
         raise NotFound(f"the folder holds no Raw Data object and no MRD file (.h5, .mrd) for the input {main.name!r}")
     return found

@@ -128,6 +128,17 @@ def _summarize_reconstruction(found: Numbers, _: Sequence[Measurement], __: str)
     return f"MR image reconstructed at {measured}; {fit}."
 
 
+def _summarize_ct(found: Numbers, _: Sequence[Measurement], __: str) -> str:
+    views, missing, residual = (found.get(name) for name in ("views", "missing angle", "chi-square"))
+    if views is None or missing is None or residual is None:
+        return ""
+    gap = f", {format_value(missing.value)} degrees of the needed arc were not measured" if missing.value > 0 else ""
+    return (
+        f"CT image reconstructed from {format_value(views.value)} views{gap}; misfit to the measured rays "
+        f"{format_value(residual.value)} times their noise (about 1 is expected)."
+    )
+
+
 def _summarize_other(found: Numbers) -> str:
     first = list(found.values())[:_NUMBERS_OF_OTHERS]
     text = "; ".join(f"{m.name} {format_quantity(m.value, m.unit)}" for m in first)
@@ -137,7 +148,7 @@ def _summarize_other(found: Numbers) -> str:
 _WRITERS: Mapping[str, Callable[[Numbers, Sequence[Measurement], str], str]] = MappingProxyType({
     "synthetic_dir": _summarize_lesions, "ms_lesions": _summarize_lesions, "anatomy": _summarize_anatomy,
     "pet_synthesis": _summarize_synthetic_pet, "standard_dose_pet": _summarize_standard_dose,
-    "mri_reconstruction": _summarize_reconstruction,
+    "mri_reconstruction": _summarize_reconstruction, "ct_reconstruction": _summarize_ct,
 })  # fmt: skip
 
 

@@ -12,6 +12,7 @@ __all__ = ["RECIPES", "load"]
 
 RECIPES: dict[str, str] = {
     "mri-prior": "model_zoo.training.mri_prior",
+    "ct-prior": "model_zoo.training.ct_prior",
     "anatomy": "model_zoo.training.anatomy",
     "pet-synthesis": "model_zoo.training.pet_synthesis",
     "standard-dose-pet": "model_zoo.training.standard_dose_pet",

@@ -8,7 +8,6 @@ turns. Loss: EDM denoising score matching (Karras et al. 2022).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -19,29 +18,14 @@ from model_zoo.denoisers import Denoiser, training_loss
 from model_zoo.networks.local_unet import LocalUNet
 from model_zoo.simulate import anatomy
 from model_zoo.simulate.slices import draw_slice, draw_smooth_phase
-from model_zoo.training import recipe
 from model_zoo.training.cohort import Cohort
+from model_zoo.training.denoising import Configuration, add_noise, draw_window, measure_denoising
 from model_zoo.training.recipe import Column, Recipe, Source, seeded
 
 __all__ = ["CONFIGURATIONS", "RECIPE", "SIGMA_DATA", "Configuration", "draw_complex_slice", "draw_patches"]
 
 SIGMA_DATA = 0.27
 """Standard deviation of one component of the training slices (99th percentile of the magnitude at 1)."""
-
-VALIDATION_SIGMAS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Configuration(recipe.Configuration):
-    """Settings: ``channels``, ``blocks`` of the network; ``patch``: pixels of a side; the noise level is log-normal."""
-
-    channels: tuple[int, ...]
-    blocks: int
-    patch: int
-    patches_per_slice: int = 4
-    log_sigma_mean: float = -1.8
-    log_sigma_sd: float = 1.6
-
 
 CONFIGURATIONS = {
     "cpu": Configuration(channels=(64, 128, 192), blocks=2, steps=8000, batch=16, patch=96, learning_rate=8e-4),
@@ -108,17 +92,11 @@ def _make_phantom() -> Tensor:
 
 
 def _draw_patch(x: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """Draw one patch (2, size, size), up to five times until it holds more than a little tissue."""
-    for _ in range(5):
-        j, i = (int(torch.randint(n - size + 1, (1,), generator=generator)) for n in x.shape)
-        piece = x[j : j + size, i : i + size]
-        if float((piece.abs() > 0.05).float().mean()) > 0.15:
-            break
-    turns = int(torch.randint(4, (1,), generator=generator))
-    piece = torch.rot90(piece, turns)
+    """Draw one patch (2, size, size)."""
+    window = draw_window(x, size, generator, least=0.05)
     if float(torch.rand(1, generator=generator)) < 0.5:
-        piece = piece.flip(0).conj()
-    return torch.stack([piece.real, piece.imag])
+        window = window.flip(0).conj()
+    return torch.stack([window.real, window.imag])
 
 
 def _make_network(c: Configuration) -> LocalUNet:
@@ -131,10 +109,7 @@ def _make_denoiser(network: nn.Module) -> Denoiser:
 
 def _draw_batch(c: Configuration, source: Source, generator: torch.Generator) -> dict[str, Tensor]:
     """Draw noise-free patches ``x0`` (batch, 2, patch, patch), noise levels ``sigma`` (batch,), and the ``noise``."""
-    x0 = draw_patches(c.batch, c, source, generator)
-    sigma = (torch.randn(c.batch, generator=generator) * c.log_sigma_sd + c.log_sigma_mean).exp()
-    sigma = sigma.clamp(Denoiser.sigma_min, Denoiser.sigma_max)
-    return {"x0": x0, "sigma": sigma, "noise": torch.randn(x0.shape, generator=generator)}
+    return add_noise(draw_patches(c.batch, c, source, generator), c, generator)
 
 
 def _compute_loss(network: nn.Module, batch: dict[str, Tensor], _: Configuration) -> Tensor:
@@ -144,15 +119,7 @@ def _compute_loss(network: nn.Module, batch: dict[str, Tensor], _: Configuration
 def _validate(network: nn.Module, c: Configuration, source: Source) -> dict[str, float]:
     """Return the denoising PSNR in dB (peak 1) on 16 patches, by noise level."""
     generator = seeded(c.seed, 10**9)
-    device = next(network.parameters()).device
-    x0 = draw_patches(16, c, source, generator).to(device)
-    noise = torch.randn(x0.shape, generator=generator).to(device)
-    found: dict[str, float] = {}
-    for sigma in VALIDATION_SIGMAS:
-        level = torch.full((len(x0),), sigma, device=device)
-        error = _make_denoiser(network).denoise_channels(x0 + sigma * noise, level) - x0
-        found[f"denoising_psnr_{sigma}_db"] = -10 * math.log10(2 * float(error.square().mean()))
-    return found
+    return measure_denoising(_make_denoiser(network), draw_patches(16, c, source, generator), generator)
 
 
 def _describe_inference(c: Configuration) -> dict[str, Any]:
