@@ -124,7 +124,7 @@ def test_the_same_seed_gives_the_same_place(structure: NDArray[np.uint8]) -> Non
 
 
 def test_noise_is_no_head(structure: NDArray[np.uint8]) -> None:
-    fixed = _simulate(structure, FLAIR_ORDER, _make_centred_grid("axial", (4.0, 4.0, 4.0)), np.eye(4))
+    fixed = _simulate(structure, FLAIR_ORDER, _make_centred_grid("axial", (6.0, 6.0, 6.0)), np.eye(4))
     noise = np.random.default_rng(3).normal(500, 100, fixed.data.shape).astype(np.float32)
     with pytest.raises(Refused, match=r"the T1w cannot be laid on the other one: .*not the same head, or no image"):
         registration.register_rigid(fixed, Volume(noise, fixed.grid), 1, name="the T1w")
