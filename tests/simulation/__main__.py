@@ -47,7 +47,9 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--first", type=int, default=0, help="seed of the first trial")
     parser.add_argument("--seed", type=int, help="run this one trial, and print its plan and its trace")
     parser.add_argument(
-        "--planted", action="store_true", help="plant each fault in turn, and run the seeds that find it"
+        "--planted",
+        action="store_true",
+        help="plant each fault in turn, and run the seeds that find it; without, they find nothing",
     )
     return parser.parse_args()
 
@@ -62,16 +64,24 @@ def _run_one(simulator: Simulator, seed: int) -> int:
 def _run_many(simulator: Simulator, seeds: range) -> int:
     failed, began = 0, time.monotonic()
     for seed in seeds:
-        verdict = simulator.run(make_plan(seed))
-        if verdict.findings:
-            failed += 1
-            print(f"seed {seed} at {_read_commit()}: " + "; ".join(verdict.findings), flush=True)
+        failed += _has_findings(simulator, seed)
     seconds = (time.monotonic() - began) / max(1, len(seeds))
     print(f"{len(seeds)} trials, {failed} with findings, {seconds:.2f} s each")
     return int(bool(failed))
 
 
+def _has_findings(simulator: Simulator, seed: int) -> bool:
+    """Run a trial, and print its findings."""
+    verdict = simulator.run(make_plan(seed))
+    if verdict.findings:
+        print(f"seed {seed} at {_read_commit()}: " + "; ".join(verdict.findings), flush=True)
+    return bool(verdict.findings)
+
+
 def _run_planted(simulator: Simulator) -> int:
+    seeds = sorted({seed for fault in FAULTS.values() for seed in fault.seeds})
+    if any(_has_findings(simulator, seed) for seed in seeds):  # each without a planted fault
+        return 1
     missed = 0
     for name, fault in FAULTS.items():
         simulator.planted = fault

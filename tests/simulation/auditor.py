@@ -1,7 +1,8 @@
 """The auditor: reads what senders and peers know, the files and the rows by plain SQL, and states what is wrong.
 
 It imports nothing of the node. It takes for granted that a file's name is the SHA-256 of its content (ARCHITECTURE.md),
-and repeats by hand the tables, the states of their rows and what the hash of an event covers.
+and repeats by hand the tables, the states of their rows and what the hash of an event covers. A result states a hash of
+the files that it was made of, as ``subjects.run_task`` writes it.
 """
 
 from __future__ import annotations
@@ -171,6 +172,27 @@ def _check_results(records: _Records) -> Iterator[str]:
             yield f"{peer} has a result that no job has: {uid[-6:]}"
 
 
+def _check_contents(records: _Records) -> Iterator[str]:
+    """Every result was made of the bytes of all its inputs, and peers hold it as the node does."""
+    instances = records.by_id("instances")
+    inputs: dict[int, list[bytes | None]] = {}
+    for row in records.rows["job_inputs"]:
+        path = records.path(instances[row["instance_id"]]["sha256"])
+        inputs.setdefault(row["job_id"], []).append(path.read_bytes() if path.exists() else None)
+    for row in records.rows["outputs"]:
+        content = _read_data_set(records.path(row["sha256"]))
+        if content is None:
+            continue  # expired, or a finding of another check
+        files = [each for each in inputs.get(row["job_id"], []) if each is not None]
+        is_whole = len(files) == len(inputs.get(row["job_id"], []))
+        if is_whole and hashlib.sha256(b"".join(sorted(files))).hexdigest()[:16].encode() not in content:
+            yield f"result {row['id']} was made of other bytes than those of its inputs"
+        for peer, held in records.outside.held.items():
+            sent = held.get(row["sop_instance_uid"])
+            if sent is not None and sent.sha256 != hashlib.sha256(content).hexdigest():
+                yield f"{peer} holds other bytes of result {row['id']}"
+
+
 def _check_deliveries(records: _Records) -> Iterator[str]:
     """Everything that counts as delivered was accepted, and everything that counts as verified was confirmed."""
     outputs = records.by_id("outputs")
@@ -276,7 +298,7 @@ _ALWAYS: tuple[Callable[[_Records], Iterator[str]], ...] = (
     _check_chain,
     _check_runs,
 )
-_CHECKS = (*_ALWAYS, _check_incoming, _check_ends, _check_results, _check_deliveries)
+_CHECKS = (*_ALWAYS, _check_incoming, _check_ends, _check_results, _check_contents, _check_deliveries)
 
 
 def _hash(event: dict[str, Any]) -> str:

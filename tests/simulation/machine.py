@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tests.simulation import scheduling
 from tests.simulation.plan import Fault
@@ -30,6 +30,14 @@ class PlannedError(OSError):
     """An error of the disk that the plan holds."""
 
 
+class HeldObject(NamedTuple):
+    """What a peer knows of an object: SHA-256 of the data set, Study and Series Instance UID."""
+
+    sha256: str
+    study_uid: str
+    series_uid: str
+
+
 @dataclass
 class Outside:
     """What outlives the node's process: the senders, the peers, the clock, and what an observer wrote down."""
@@ -41,8 +49,8 @@ class Outside:
     open_dispatches: dict[int, list[int]] = field(default_factory=dict)
     """By dispatch the places of the instances that its sender still has to send."""
     conflicts: set[str] = field(default_factory=set)
-    held: dict[str, dict[str, str]] = field(default_factory=dict)
-    """By peer the SHA-256 of each object that it holds."""
+    held: dict[str, dict[str, HeldObject]] = field(default_factory=dict)
+    """By peer the objects that it holds, by UID."""
     accepted: list[tuple[str, str, str]] = field(default_factory=list)
     """Peer, UID and SHA-256 of each object that a peer answered with success."""
     proven: set[tuple[str, str]] = field(default_factory=set)

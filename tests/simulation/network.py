@@ -21,7 +21,7 @@ from dicomnode.config import Config, Peer
 from dicomnode.errors import PeerUnreachable
 from dicomnode.ingest.group_commit import Ledger
 from dicomnode.ingest.ingest import InstanceSink, StoreAnnouncement
-from tests.simulation.machine import machine
+from tests.simulation.machine import HeldObject, machine
 from tests.simulation.plan import Dispatch
 from tests.simulation.subjects import Subject, cut_file_meta
 
@@ -91,7 +91,7 @@ class _Association:
         if act == "lose":
             self.is_established = False
             raise RuntimeError("the association is lost")
-        uid, digest = _read_object(Path(content))
+        uid, sent = _read_object(Path(content))
         outside, answer = machine().outside, Dataset()
         if act == "refuse":
             answer.Status = _OUT_OF_RESOURCES
@@ -99,23 +99,26 @@ class _Association:
         if act == "keep nothing" and self._peer.verify:
             outside.denied.add((self._peer.name, uid))
         else:
-            _keep(self._peer.name, uid, digest)
+            _keep(self._peer.name, uid, sent)
         if machine().cross("stored") == "lose":
             self.is_established = False
             return answer
-        outside.accepted.append((self._peer.name, uid, digest))
+        outside.accepted.append((self._peer.name, uid, sent.sha256))
         machine().note(f"{self._peer.name} accepts {uid[-6:]}")
         answer.Status = _SUCCESS
         return answer
 
     def send_c_find(self, identifier: Dataset, model: object) -> Iterator[tuple[Dataset, Dataset | None]]:
-        """Yield the objects that the peer holds."""
+        """Yield the objects of the series that the peer holds."""
         del model
         if machine().cross("find") == "lose":
             yield Dataset(), None
             return
         outside = machine().outside
-        for uid in sorted(outside.held.get(self._peer.name, {})):
+        series = (identifier.StudyInstanceUID, identifier.SeriesInstanceUID)
+        for uid, (_, *of_object) in sorted(outside.held.get(self._peer.name, {}).items()):
+            if tuple(of_object) != series:
+                continue
             outside.proven.add((self._peer.name, uid))
             pending, match = Dataset(), Dataset()
             pending.Status, match.SOPInstanceUID = 0xFF00, uid
@@ -138,14 +141,14 @@ def association(peer: Peer, contexts: Sequence[PresentationContext], **settings:
     yield _Association(peer, contexts)
 
 
-def _keep(name: str, uid: str, digest: str) -> None:
+def _keep(name: str, uid: str, sent: HeldObject) -> None:
     held = machine().outside.held.setdefault(name, {})
-    if held.setdefault(uid, digest) != digest:
+    if held.setdefault(uid, sent) != sent:
         machine().outside.surprises.append(f"{name} got two objects with the UID {uid}")
 
 
-def _read_object(path: Path) -> tuple[str, str]:
-    """Return the UID and the SHA-256 of the data set of a file."""
-    content = cut_file_meta(path.read_bytes())
-    uid = str(dcmread(path, stop_before_pixels=True, specific_tags=["SOPInstanceUID"]).SOPInstanceUID)
-    return uid, hashlib.sha256(content).hexdigest()
+def _read_object(path: Path) -> tuple[str, HeldObject]:
+    """Return the UID of the object in a file, and the object as a peer holds it."""
+    digest = hashlib.sha256(cut_file_meta(path.read_bytes())).hexdigest()
+    ds = dcmread(path, stop_before_pixels=True)
+    return str(ds.SOPInstanceUID), HeldObject(digest, str(ds.StudyInstanceUID), str(ds.SeriesInstanceUID))

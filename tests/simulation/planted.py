@@ -122,4 +122,22 @@ FAULTS: dict[str, PlantedFault] = {
         "if sent is not None and not is_ours:",
         (5,),
     ),
+    "a result is made of one of the inputs": PlantedFault(
+        "dicomnode.execution.job_run",
+        "        inputs.setdefault(each.name, []).append(",
+        "        inputs.setdefault(each.name, []).clear() or inputs[each.name].append(",
+        (4,),
+    ),
+    "what a search does not find counts as proven": PlantedFault(
+        "dicomnode.commitment.proving",
+        "        if row.sop_instance_uid in found:\n",
+        "        if row.sop_instance_uid in found or not found:\n",
+        (1660,),
+    ),
+    "retention waits for no proof": PlantedFault(
+        "dicomnode.maintenance.retention",
+        "if row.destination in names and row.proof is not None and row.proof.is_owed:",
+        "if row.destination in () and row.proof is not None and row.proof.is_owed:",
+        (1660,),
+    ),
 }  # fmt: skip
