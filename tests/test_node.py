@@ -27,7 +27,7 @@ from tests.peers.kspaces import raw_data
 pytestmark = pytest.mark.slow
 
 KINDS = ["image", "labelled image", "parametric map", "report", "segmentation"]
-FAST = {"steps": 10, "mean_steps": 10, "samples": 2}
+FAST = {"steps": 3, "mean_steps": 3, "samples": 2}
 
 
 def put(running: Node, path: Path, now: datetime) -> None:
