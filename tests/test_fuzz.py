@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 MOST_CORPUS_BYTES = 200_000
-EXAMPLES = 40
+EXAMPLES = 20
 
 
 @pytest.mark.parametrize("name", targets.TARGETS)

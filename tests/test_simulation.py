@@ -14,7 +14,7 @@ from tests.simulation.planted import FAULTS
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
-TRIALS = 24
+TRIALS = 12
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
