@@ -65,6 +65,8 @@ def test_headers_for_the_writer_hold_neither_pixels_nor_private_elements(tmp_pat
         (0x70311003, "FL", 2000.0, "not below ConstantRadialDistance"),
         (0x70291011, "US", 55, "a detector of 1 rows and 55 columns"),
         (0x70311033, "FL", [4.0, 1.0], "contradict the values"),
+        (0x70291002, "FL", [12.0, 12.0], "DetectorElementTransverseSpacing has 2 values"),
+        (0x70291006, "FL", 0.0, "DetectorElementAxialSpacing is 0; it has to be above 0"),
         (0x70411001, "DS", "0.19", "WaterAttenuationCoefficient is 0.19"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ __all__ = ["pack", "read", "read_array"]
 
 _ARRAY, _GEOMETRY = "projections.npy", "geometry.json"
 _MOMENT = (1980, 1, 1, 0, 0, 0)  # the same file again has the same bytes
+_NO_HEADER = (SyntaxError, TypeError, RecursionError, TokenError)  # of a header that is no literal of Python
 _READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
@@ -58,7 +60,7 @@ def read_array(content: bytes) -> NDArray[np.float32]:
     stream = io.BytesIO(content)
     try:
         shape, is_fortran, dtype = _READERS[np.lib.format.read_magic(stream)](stream)
-    except (KeyError, ValueError) as error:
+    except (*_NO_HEADER, KeyError, ValueError) as error:
         raise Refused("sinogram: the array is no .npy file") from error
     if dtype.kind not in "iuf":
         raise Refused(f"sinogram: the array holds {dtype}, not real numbers")

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from dicomnode.reading.unreadable import UNDECODABLE
-from dicomnode.sinogram.checking import check_projections
+from dicomnode.sinogram.checking import check_line_integrals, check_projections
 from dicomnode.sinogram.geometry_file import AXIAL, make_plane_grid
 from dicomnode.sinogram.opposite_rays import compare_opposite_rays
 from model_zoo.ct_geometry import WATER_PER_MM, CtGeometry
@@ -57,6 +57,12 @@ _SAME = (
     "FlyingFocalSpotMode", "TypeofProjectionData", "TypeofProjectionGeometry", "LogFlag",
 )  # fmt: skip
 """Elements that every view of a scan states, and alike."""
+_SEVERAL = ("DetectorCentralElement", "PhotonStatistics")
+"""Elements of several values."""
+_POSITIVE = (
+    "DetectorElementTransverseSpacing", "DetectorElementAxialSpacing", "NumberofDetectorRows",
+    "NumberofDetectorColumns", "DetectorFocalCenterRadialDistance", "ConstantRadialDistance", "PhotonStatistics",
+)  # fmt: skip
 _STATED = (
     ("TypeofProjectionData", ("AXIAL", "SEQUENCED"), "rebin a helical scan to fans first"),
     ("TypeofProjectionGeometry", ("FANBEAM",), "rebin other beams to fans first"),
@@ -97,6 +103,7 @@ def read(instances: Sequence[Dataset]) -> tuple[Projections, dict[str, Any]]:
         np.concatenate([np.stack([getattr(view, name) for view in group], axis=1) for group in groups])
         for name in ("values", "photons")
     )
+    check_line_integrals(line_integrals)
     beam = _make_beam(first, groups)
     planes_mm = np.concatenate([group[0].z_mm + _row_offsets(first) for group in groups])
     projections = _arrange(first, beam, planes_mm, line_integrals, photons)
@@ -105,7 +112,10 @@ def read(instances: Sequence[Dataset]) -> tuple[Projections, dict[str, Any]]:
 
 
 def _get(ds: Dataset, name: str) -> Any:
-    """Return the value of an element, one number or a tuple; elements of unknown VR are decoded as the format says."""
+    """Return the value of an element, one number or a tuple; elements of unknown VR are decoded as the format says.
+
+    Raises Refused where it is missing, no number, or out of range.
+    """
     tag, kind = _TAGS[name]
     if tag not in ds:
         raise Refused(f"projections: {name} ({tag >> 16:04X},{tag & 0xFFFF:04X}) is missing")
@@ -124,7 +134,11 @@ def _get(ds: Dataset, name: str) -> Any:
         raise Refused(f"projections: {name} is not a number") from error
     if not numbers.size or not np.isfinite(numbers).all():
         raise Refused(f"projections: {name} is not a number")
-    return float(numbers[0]) if numbers.size == 1 else tuple(numbers.tolist())
+    if numbers.size != 1 and name not in _SEVERAL:
+        raise Refused(f"projections: {name} has {numbers.size} values; it has one")
+    if name in _POSITIVE and not (numbers > 0).all():
+        raise Refused(f"projections: {name} is {numbers[0]:g}; it has to be above 0")
+    return tuple(numbers.tolist()) if name in _SEVERAL else float(numbers[0])
 
 
 def _check_agreement(instances: Sequence[Dataset]) -> None:
@@ -156,7 +170,7 @@ def _read_view(ds: Dataset) -> _View:
         raise Refused(f"projections: pixels {pixels.shape}, but a detector of {rows} rows and {columns} columns")
     values = pixels * slope + intercept
     photons = np.atleast_1d(np.asarray(_get(ds, "PhotonStatistics"), np.float32))
-    if photons.size not in (1, columns) or not (photons > 0).all():
+    if photons.size not in (1, columns):
         raise Refused(
             f"projections: PhotonStatistics has {photons.size} numbers for {columns} columns, or some not above 0"
         )
@@ -213,7 +227,7 @@ def _make_beam(ds: Dataset, groups: Sequence[Sequence[_View]]) -> CtGeometry:
         )
     bins, views = int(_get(ds, "NumberofDetectorColumns")), len(groups[0])
     central = _get(ds, "DetectorCentralElement")
-    if not isinstance(central, tuple) or len(central) != 2:
+    if len(central) != 2:
         raise Refused("projections: DetectorCentralElement is not a column and a row")
     bin_mm = _get(ds, "DetectorElementTransverseSpacing") * source_mm / detector_mm
     offset = (bins - 1) / 2 - (central[0] - 1)

@@ -12,8 +12,10 @@ from pipelines.contract import Grid, Refused
 
 __all__ = ["ScanGeometry", "make_plane_grid"]
 
-_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-_Finite = Annotated[float, Field(allow_inf_nan=False)]
+_LARGEST = 1e6
+_Positive = Annotated[float, Field(gt=1e-6, le=_LARGEST, allow_inf_nan=False)]
+_Photons = Annotated[float, Field(gt=0, le=1e12, allow_inf_nan=False)]
+_Finite = Annotated[float, Field(ge=-_LARGEST, le=_LARGEST, allow_inf_nan=False)]
 _Vector = tuple[_Finite, _Finite, _Finite]
 _ORTHONORMAL = 1e-4
 AXIAL: tuple[float, ...] = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
@@ -32,7 +34,7 @@ class ScanGeometry(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     values: Literal["counts", "line integrals"]
-    photons: _Positive | tuple[_Positive, ...]
+    photons: _Photons | tuple[_Photons, ...]
     beam: Literal["parallel", "fan"]
     views: Annotated[int, Field(ge=1)]
     bins: Annotated[int, Field(ge=2)]

@@ -24,6 +24,7 @@ TARGETS = (
     "multipart",
     "http",
     "mrd_file",
+    "sinogram_file",
     "nifti",
     "safetensors_header",
     "bundle_zip",
