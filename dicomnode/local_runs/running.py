@@ -61,8 +61,8 @@ class LocalRun:
         Raises Refused or a NodeError.
         """
         content = [(name, *sorted(map(_digest, paths))) for name, paths in sorted(self.inputs.items())]
-        named = [content, pipeline, model, sorted(options.items()), *([sorted(helpers.items())] if helpers else [])]
-        key = hashlib.sha256(repr(named).encode()).hexdigest()
+        parts = [content, pipeline, model, sorted(options.items()), *([sorted(helpers.items())] if helpers else [])]
+        key = hashlib.sha256(repr(parts).encode()).hexdigest()
         task = processing.Task(
             key=key,
             pipeline=pipeline,
