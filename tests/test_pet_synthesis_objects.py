@@ -122,9 +122,9 @@ def folder(bundles: Path, tmp_path: Path) -> tuple[Path, Path]:
 
 def _run_command(config: Path, source: Path, *words: str) -> int:
     out = str(source.parent / "out")
-    return main(
-        ["--config", str(config), "run", "pet_synthesis", str(source), out, "--option", "samples=2", "--json", *words]
-    )
+    models = ("--model", "pet_synthesis@0.0.1", "--helper", "anatomy@0.0.1")
+    options = (*models, "--option", "samples=2", "--json")
+    return main(["--config", str(config), "run", "pet_synthesis", str(source), out, *options, *words])
 
 
 def test_run_takes_reports_and_sidecars_of_the_folder(
