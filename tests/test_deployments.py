@@ -542,7 +542,7 @@ def test_a_new_version_comes_beside_for_a_share_for_all_and_is_taken_back(site: 
     old, new = "10.0.0", "11.0.0"
     site.run_models("install", str(site.folder / old), "--yes")
     site.run_models("deploy", f"mri_prior@{old}", "--pipeline", PIPELINE, "--who", "Ada")
-    first = site.send(10)
+    first = site.send(2)
     assert site.delivered_versions(first) == dict.fromkeys(first, old)
 
     broken = write_prior_bundle(site.folder / "broken", "12.0.0")
@@ -550,9 +550,9 @@ def test_a_new_version_comes_beside_for_a_share_for_all_and_is_taken_back(site: 
     assert "pickle in disguise" in site.run_refused("install", str(broken), "--yes")
     site.run_models("install", str(site.folder / new), "--yes")
     site.run_models("deploy", f"mri_prior@{new}", "--pipeline", PIPELINE, "--shadow", "--who", "Ada")
-    shadowed = site.send(3)
+    shadowed = site.send(2)
     assert site.delivered_versions(shadowed) == dict.fromkeys(shadowed, old), "the new version delivers nothing"
-    compared = _wait_for_comparisons(site, 3)
+    compared = _wait_for_comparisons(site, 2)
     assert {row["study_uid"] for row in compared} == set(shadowed)
     for row in compared:
         assert (row["before_digest"], row["after_digest"]) == (site.digests[old], site.digests[new])
@@ -561,20 +561,20 @@ def test_a_new_version_comes_beside_for_a_share_for_all_and_is_taken_back(site: 
         assert row["before_s"] > 0 < row["after_s"]
 
     site.run_models("deploy", f"mri_prior@{new}", "--pipeline", PIPELINE, "--share", "50", "--who", "Ada")
-    shared = site.send(6)
+    shared = site.send(2)
     expected = {uid: new if deployments.is_in_share(PIPELINE, uid, 50) else old for uid in shared}
     assert set(expected.values()) == {old, new}
     assert site.delivered_versions(shared) == expected
 
     site.run_models("deploy", f"mri_prior@{new}", "--pipeline", PIPELINE, "--who", "Ada")
-    after = site.send(2)
+    after = site.send(1)
     assert site.delivered_versions(after) == dict.fromkeys(after, new)
     weights = site.node.config.models_dir / "mri_prior" / new / WEIGHTS
     weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
     assert "SHA-256" in site.run_refused("deploy", f"mri_prior@{new}", "--pipeline", PIPELINE)
     assert "what a rollback goes back to" in site.run_refused("remove", f"mri_prior@{old}")
     site.run_models("rollback", PIPELINE, "--who", "Grace", "--why", "worse")
-    last = site.send(2)
+    last = site.send(1)
     assert site.delivered_versions(last) == dict.fromkeys(last, old)
     _check_end(site)
 

@@ -72,7 +72,7 @@ SAMPLING_ERROR = (N * N / (2 * SAMPLES)) ** 0.5
 """What exact samples would show in the covariance, about 0.1."""
 
 
-@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_dds_reproduces_mean_and_covariance_of_the_posterior(eta: float) -> None:
     p = Problem()
     x = samplers.dds(
