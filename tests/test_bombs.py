@@ -93,7 +93,7 @@ class Watch:
             assert connection.getresponse().read() == b'{"status":"ok"}'
             connection.close()
             self.health_s.append(time.monotonic() - began)
-            if self._done.wait(0.05):
+            if self._done.wait(0.2):
                 return
 
     def _store(self) -> None:
@@ -102,7 +102,7 @@ class Watch:
             self.small.SOPInstanceUID = self.small.file_meta.MediaStorageSOPInstanceUID = generate_uid()
             assert send(self.node.port, self.small, "OTHER") == 0
             self.stored_s.append(time.monotonic() - began)
-            if self._done.wait(0.05):
+            if self._done.wait(0.2):
                 return
 
 
