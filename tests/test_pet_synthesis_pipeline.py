@@ -78,6 +78,18 @@ def _run(
     return pet_synthesis.run(case, model, pet_synthesis.Options(**options), seed, lambda fraction, step: None)
 
 
+@pytest.fixture(scope="module")
+def findings(model: Model) -> list[Finding]:
+    """Return what the pipeline finds of the patient, for all tests that only look at it."""
+    return _run(model, samples=2)
+
+
+@pytest.fixture(scope="module")
+def patients_findings(patients_model: Model) -> list[Finding]:
+    """Return the same of the model that was trained on patients."""
+    return _run(patients_model, samples=2)
+
+
 def _select_images(findings: list[Finding]) -> dict[str, Image]:
     return {each.name: each for each in findings if isinstance(each, Image)}
 
@@ -94,8 +106,9 @@ def _select_notes(findings: list[Finding]) -> dict[str, str]:
 def test_structures_land_where_the_t1w_has_them(orientation: str, patients_model: Model) -> None:
     grid = centred_grid(orientation, (5.0, 2.5, 2.5))
     truth = sample_phantom(grid)
+    found = _select_images(_run(patients_model, grid=grid, samples=2))
     for target, tracer in (("amyloid", "florbetapir"), ("tau", "flortaucipir")):
-        volume = _select_images(_run(patients_model, grid=grid, samples=2))[f"{target} PET"].volume
+        volume = found[f"{target} PET"].volume
         assert volume.grid.shape == grid.shape
         assert np.array_equal(volume.grid.affine_mm, grid.affine_mm)
         expected = ndimage.gaussian_filter(paint_suvr(tracer, truth), 4.0 / np.array(grid.spacing_mm))
@@ -153,9 +166,8 @@ def test_images_and_maps_carry_units_and_thickness(patients_model: Model) -> Non
     assert float(maps[0].volume.data.max()) > 0.02
 
 
-def test_one_is_the_reference_region_of_the_delivered_image(patients_model: Model) -> None:
-    found = _run(patients_model, samples=2)
-    measured = _select_measurements(found)
+def test_one_is_the_reference_region_of_the_delivered_image(patients_findings: list[Finding]) -> None:
+    measured = _select_measurements(patients_findings)
     assert measured["tau SUVR of cerebellar cortex"].value == pytest.approx(1.0, abs=1e-4)
     assert 0.5 < measured["reference factor of tau PET"].value < 1.2
     assert 0.2 < measured["activity outside the brain of amyloid PET"].value < 0.9
@@ -245,8 +257,8 @@ def test_inside_the_band_nothing_is_said_of_amyloid(loads: tuple[float, ...], p:
     assert 0 <= ninety_five.low <= eighty.low <= p <= eighty.high <= ninety_five.high <= 1
 
 
-def test_every_output_limit_of_the_recipe_is_measured(model: Model) -> None:
-    measured = _select_measurements(_run(model, samples=2))
+def test_every_output_limit_of_the_recipe_is_measured(findings: list[Finding]) -> None:
+    measured = _select_measurements(findings)
     assert RECIPE.facts["output_limits"] == network.OUTPUT_LIMITS
     for limits in network.OUTPUT_LIMITS.values():
         assert set(limits) <= set(measured) | {"denoising deviation"}  # the prior is not at hand in this test
@@ -257,32 +269,34 @@ def test_every_output_limit_of_the_recipe_is_measured(model: Model) -> None:
 CLINICAL = ("SUVR", "Centiloid", "probability of amyloid", "amyloid status")
 
 
-def test_simulation_trained_weights_give_images_but_no_clinical_numbers(model: Model) -> None:
-    found = _run(model, samples=2)
-    assert [name for name in _select_measurements(found) if any(term in name for term in CLINICAL)] == []
-    notes = _select_notes(found)
+def test_simulation_trained_weights_give_images_but_no_clinical_numbers(findings: list[Finding]) -> None:
+    assert [name for name in _select_measurements(findings) if any(term in name for term in CLINICAL)] == []
+    notes = _select_notes(findings)
     assert notes["clinical numbers"].startswith("Withheld")
     assert "simulation only" in notes["clinical numbers"]
     assert "amyloid status" not in notes
-    for image in _select_images(found).values():
+    for image in _select_images(findings).values():
         assert image.volume.unit == "1"
         assert "relative" in image.description
-    assert "reference factor of tau PET" in _select_measurements(found)
+    assert "reference factor of tau PET" in _select_measurements(findings)
 
 
-def test_a_site_may_ask_for_the_numbers_and_is_told_what_they_are_worth(model: Model, patients_model: Model) -> None:
+def test_a_site_may_ask_for_the_numbers_and_is_told_what_they_are_worth(
+    model: Model, patients_findings: list[Finding]
+) -> None:
     with_numbers = _run(model, samples=2, clinical_numbers="give")
     assert "Centiloid" in _select_measurements(with_numbers)
     assert "say nothing of this patient" in _select_notes(with_numbers)["clinical numbers"]
-    assert "clinical numbers" not in _select_notes(_run(patients_model, samples=2))
+    assert "clinical numbers" not in _select_notes(patients_findings)
 
 
 def _select_arrays(findings: list[Finding]) -> dict[str, NDArray[np.float32]]:
     return {each.name: each.volume.data for each in findings if isinstance(each, Image | ParametricMap)}
 
 
-def test_the_same_seed_gives_the_same_and_another_one_other_samples(model: Model) -> None:
-    one, again, other = (_select_arrays(_run(model, samples=2, seed=seed)) for seed in (1, 1, 2))
+def test_the_same_seed_gives_the_same_and_another_one_other_samples(model: Model, findings: list[Finding]) -> None:
+    one = _select_arrays(findings)
+    again, other = (_select_arrays(_run(model, samples=2, seed=seed)) for seed in (1, 2))
     assert all(np.array_equal(one[name], again[name]) for name in one)
     assert np.array_equal(one["amyloid PET"], other["amyloid PET"])
     assert not np.array_equal(one["standard deviation of tau PET"], other["standard deviation of tau PET"])
@@ -357,16 +371,16 @@ def test_what_a_sentence_says_beyond_the_grammar_is_refused(sentence: str, words
         pet_synthesis.Options(prompt=sentence)
 
 
-def test_covariates_and_where_they_are_from_are_noted(model: Model) -> None:
-    notes = _select_notes(_run(model, samples=2))
+def test_covariates_and_where_they_are_from_are_noted(findings: list[Finding]) -> None:
+    notes = _select_notes(findings)
     assert notes["covariate: age"] == "71 years (a header)"
     assert notes["covariate: MMSE"] == "24 points (a report)"
     assert notes["covariate: plasma p-tau217"] == "unknown (not stated)"
     assert notes["tau tracer"] == "flortaucipir, as 80 to 100 minutes after injection (option)"
 
 
-def test_a_patient_of_whom_nothing_is_known_gets_an_image_of_its_own(model: Model) -> None:
-    blank, informed = (_select_images(_run(model, samples=2, covariates=each)) for each in (Covariates(), PATIENT))
+def test_a_patient_of_whom_nothing_is_known_gets_an_image_of_its_own(model: Model, findings: list[Finding]) -> None:
+    blank, informed = _select_images(_run(model, samples=2, covariates=Covariates())), _select_images(findings)
     assert not np.array_equal(blank["tau PET"].volume.data, informed["tau PET"].volume.data)
 
 
