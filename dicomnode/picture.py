@@ -75,7 +75,7 @@ def read_frame(ds: Dataset) -> NDArray[np.float64]:
         stored = ds.pixel_array
     frames = stored.reshape(-1, ds.Rows, ds.Columns)
     values = np.asarray(frames[len(frames) // 2], np.float64)
-    fraction, _ = lookup.split_fraction(str(ds.get("RescaleType") or ""))
+    fraction, _ = lookup.split_rescale_type(str(ds.get("RescaleType") or ""))
     return fraction * (values * float(ds.get("RescaleSlope", 1)) + float(ds.get("RescaleIntercept", 0)))
 
 

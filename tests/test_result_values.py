@@ -89,13 +89,21 @@ def test_a_viewer_shows_modality_values_and_a_window_of_whole_numbers(name: str,
         assert (centre, width) == (round(centre), round(width))
 
 
-@pytest.mark.parametrize(("unit", "factor", "expected"), [("1", 1, "US"), ("1", 1000, "10*-3"), ("{SUVr}", 1, "{SUVr}"),
-                                                          ("{SUVr}", 1000, "10*-3.{SUVr}")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("unit", "factor", "expected"),
+    [
+        ("1", 1, "US"),
+        ("1", 1000, "10*-3"),
+        ("{SUVr}", 1, "{SUVr}"),
+        ("{SUVr}", 1000, "10*-3.{SUVr}"),
+        ("[hnsf'U]", 1, "HU"),
+    ],
+)
 def test_rescale_type_is_the_unit_of_modality_values(unit: str, factor: int, expected: str) -> None:
     ds = Dataset()
     display_scale.set_rescale(ds, "1", "0", unit, factor)
     assert ds.RescaleType == expected
-    assert lookup.split_fraction(expected) == (1 / factor, "US" if expected == "US" else unit)
+    assert lookup.split_rescale_type(expected) == (1 / factor, "US" if expected == "US" else unit)
 
 
 def test_another_vendors_rescale_type_changes_no_value(tmp_path: Path) -> None:

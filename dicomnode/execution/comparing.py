@@ -156,7 +156,7 @@ def _read_values(ds: Dataset) -> NDArray[np.float64] | None:
     if not any(keyword in ds for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
         return None
     slope, intercept = float(ds.get("RescaleSlope", 1) or 1), float(ds.get("RescaleIntercept", 0) or 0)
-    fraction, _ = lookup.split_fraction(str(ds.get("RescaleType") or ""))
+    fraction, _ = lookup.split_rescale_type(str(ds.get("RescaleType") or ""))
     return fraction * (np.asarray(ds.pixel_array, np.float64) * slope + intercept)
 
 

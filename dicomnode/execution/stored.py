@@ -20,7 +20,7 @@ from dicomnode.deployment import pipeline_names
 from dicomnode.errors import NotFound
 from dicomnode.execution import inputs, job_run
 from dicomnode.reading import frames, volumes
-from dicomnode.reading.lookup import split_fraction
+from dicomnode.reading.lookup import split_rescale_type
 from dicomnode.report.recorded import read_measurements
 from dicomnode.results.image import DERIVATION
 from dicomnode.results.inherited import inherit
@@ -171,7 +171,7 @@ def read_image(files: Sequence[Path]) -> Image | ParametricMap:
 
 def _read_unit(ds: Dataset, default: str) -> str:
     """Return the unit: a Secondary Capture has it as Rescale Type, which the standard does not define as a unit."""
-    _, rescale_type = split_fraction(str(ds.get("RescaleType") or "US"))
+    _, rescale_type = split_rescale_type(str(ds.get("RescaleType") or "US"))
     return default if rescale_type == "US" else rescale_type
 
 

@@ -277,7 +277,7 @@ def _fraction(frame: Frame, place: Dataset) -> float:
     """
     if frame.get("SyntheticData") != "YES":
         return 1.0
-    return lookup.split_fraction(str(place.get("RescaleType") or ""))[0]
+    return lookup.split_rescale_type(str(place.get("RescaleType") or ""))[0]
 
 
 def unit(frame: Frame) -> str:

@@ -23,12 +23,14 @@ __all__ = [
     "check_colours",
     "finite",
     "mappings_with_unit",
-    "name_fraction",
-    "split_fraction",
+    "name_rescale_type",
+    "split_rescale_type",
     "unit_of",
 ]
 
 _NO_UNIT = frozenset({"1", "US", "no units"})
+_TERMS = {"1": "US", "[hnsf'U]": "HU"}
+"""Rescale Type by unit, where the standard has a term."""
 _DEPTHS = range(8, 17)
 _FRACTION = re.compile(r"10\*-(\d{1,2})(?:\.(.+))?")
 """UCUM of a decimal fraction of a unit, or of the number 1."""
@@ -55,18 +57,21 @@ def apply_rescale(pixels: NDArray[Any], place: Dataset, where: str) -> Values:
     return np.asarray(pixels, np.float64) * slope + intercept
 
 
-def name_fraction(unit: str, factor: int) -> str:
-    """Return the UCUM code of the unit that is 1/``factor`` of ``unit``; ``factor``: a power of ten."""
+def name_rescale_type(unit: str, factor: int) -> str:
+    """Return the Rescale Type of values ``factor`` times those in ``unit`` (UCUM); ``factor``: a power of ten.
+
+    The terms of PS3.3 C.11.1.1.2 where there is one (HU, US), else the UCUM code of the fraction.
+    """
     if factor == 1:
-        return unit
+        return _TERMS.get(unit, unit)
     fraction = f"10*-{round(math.log10(factor))}"
     return fraction if unit == "1" else f"{fraction}.{unit}"
 
 
-def split_fraction(unit: str) -> tuple[float, str]:
-    """Return how much of another unit one unit of a Rescale Type is, and that other unit: 1 and itself, as a rule."""
-    found = _FRACTION.fullmatch(unit)
-    return (10.0 ** -int(found[1]), found[2] or "1") if found else (1.0, unit)
+def split_rescale_type(text: str) -> tuple[float, str]:
+    """Return how much of a unit one modality value is, and the unit (UCUM): 1 and the text itself, as a rule."""
+    found = _FRACTION.fullmatch(text)
+    return (10.0 ** -int(found[1]), found[2] or "1") if found else (1.0, "[hnsf'U]" if text == "HU" else text)
 
 
 def check_colours(header: Dataset, pixels: NDArray[Any], where: str) -> None:

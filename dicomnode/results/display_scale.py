@@ -1,8 +1,8 @@
 """Modality values of a result: its quantity times a power of 1000, so that a viewer's window steps are usable.
 
 Viewers show windows in modality values, and many round them to whole numbers: SUVR from 0 to 2 would be "W:2 L:1".
-Rescale Type (PS3.3 C.11.1.1.2) then states the unit of the modality values in UCUM, ``10*-3.{SUVr}``; the Real World
-Value Mapping (C.7.6.16.2.11) states unit and slope of the quantity itself.
+Rescale Type (PS3.3 C.11.1.1.2) then states the unit of the modality values, as HU or in UCUM, ``10*-3.{SUVr}``; the
+Real World Value Mapping (C.7.6.16.2.11) states unit and slope of the quantity itself.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 
 from pydicom.dataset import Dataset
 
-from dicomnode.reading.lookup import name_fraction
+from dicomnode.reading.lookup import name_rescale_type
 
 __all__ = ["choose_factor", "scale_window", "set_mapping", "set_rescale"]
 
@@ -49,7 +49,7 @@ def scale_window(window: tuple[float, float], factor: int) -> tuple[float, float
 def set_rescale(ds: Dataset, slope: str, intercept: str, unit: str, factor: int) -> None:
     """Set the rescale to modality values, ``factor`` times the quantity in ``unit`` (UCUM)."""
     ds.RescaleIntercept, ds.RescaleSlope = intercept, slope
-    ds.RescaleType = name_fraction("US" if unit == "1" and factor == 1 else unit, factor)
+    ds.RescaleType = name_rescale_type(unit, factor)
 
 
 def set_mapping(ds: Dataset, unit: str, factor: int, name: str, span: tuple[int, int]) -> None:
