@@ -91,9 +91,9 @@ class _Product(torch.autograd.Function):
         return ctx.rays.multiply(gradient, not ctx.is_transposed), None, None
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=1)  # a matrix of a clinical scan has several GB
 def make_ray_matrix(geometry: CtGeometry) -> RayMatrix:
-    """Return the cached matrix of ``geometry`` and its norm; making them costs about 100 projections."""
+    """Return the matrix of ``geometry`` and its norm; the last one is kept. Making them costs about 100 projections."""
     matrix = build_matrix(geometry)
     return RayMatrix(geometry, matrix, _bound_norm(matrix))
 

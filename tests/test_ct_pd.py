@@ -77,6 +77,29 @@ def test_what_is_not_supported_or_contradicts_itself_is_refused(
         read(tmp_path, all={tag: (vr, value)})
 
 
+@pytest.mark.parametrize("stated", ["220\\220", "0", "-5"])
+def test_a_diameter_that_is_no_length_is_refused(stated: str, tmp_path: Path) -> None:
+    paths = write_ct_pd(tmp_path)
+    ds = dcmread(paths[0])
+    ds.ReconstructionDiameter = stated
+    ds.save_as(paths[0])
+    with pytest.raises(Refused, match=r"ReconstructionDiameter is .*; it is one number above 0"):
+        load_projections(paths)
+
+
+def test_a_detector_on_one_side_of_the_axis_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="does not reach a bin from the axis on both sides"):
+        read(tmp_path, all={0x70311033: ("FL", [80.0, 1.0])})
+
+
+def test_a_first_angle_just_below_nought_is_the_same_turn(tmp_path: Path) -> None:
+    one = write_ct_pd(tmp_path / "1")
+    moved = {0x70311002: ("FL", 14.0)}
+    two = write_ct_pd(tmp_path / "2", all=moved, view_0={0x70311001: ("FL", -1e-8)})
+    projections = load_projections([*one, *two])[0]
+    np.testing.assert_array_equal(projections.line_integrals[0], projections.line_integrals[1])
+
+
 def test_a_missing_view_is_refused(tmp_path: Path) -> None:
     paths = write_ct_pd(tmp_path)
     with pytest.raises(Refused, match=r"5 to 10 degrees apart"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from pydicom import dcmread
 
 from dicomnode import sinogram
 from dicomnode.cli import main
+from dicomnode.sinogram.arrays import read_array
 from model_zoo.ct_geometry import CtGeometry
 from pipelines.contract import Projections, Refused
 from tests.ellipses import integrate
@@ -91,6 +93,9 @@ def test_what_is_not_stated_is_named() -> None:
         ({"photons": 0}, "photons"),
         ({"orientation": [1, 0, 0, 1, 0, 0]}, "right angle"),
         ({"pixel_mm": 12.0}, "the image 192 mm"),
+        ({"offset_bins": 80.0}, "the bins reach -392 mm"),
+        ({"offset_bins": -15.0}, "the bins reach 63 mm"),
+        ({"pixels": [1024, 1024], "pixel_mm": 0.2}, "1048576 voxels of 1920 rays"),
         ({"pixels": [4, 4]}, "pixels"),
         ({"values": "line integrals"}, "line integrals from"),
         ({"colour": "red"}, "colour"),
@@ -109,13 +114,39 @@ def test_a_geometry_that_contradicts_itself_is_refused(changed: dict[str, Any], 
         (object(), "not real numbers"),
         (np.nan, "not finite"),
         (-1.0, "negative"),
-        (0.0, "no ray of slice 1 of 1"),
+        (0.0, "no ray of view 1 of slice 1 .* 40 views"),
     ],
     ids=["complex", "objects", "nan", "negative", "dark"],
 )
 def test_values_that_are_no_photons_are_refused(fill: Any, message: str) -> None:
     with pytest.raises(Refused, match=message):
         pack(values=np.full((40, 48), fill))
+
+
+def test_views_that_detected_nothing_are_no_measured_angles() -> None:
+    values = make_counts(PARALLEL, 2)
+    values[1, 5:35] = 0
+    with pytest.raises(Refused, match="view 6 of slice 2 detected a photon, as in 30 views"):
+        pack(values=values)
+
+
+def test_seven_views_are_too_few() -> None:
+    with pytest.raises(Refused, match="7 views; at least 8"):
+        pack(beam=replace(PARALLEL, views=7))
+
+
+def test_a_matrix_of_rays_beyond_the_memory_is_refused() -> None:
+    wide = replace(PARALLEL, shape=(1024, 1024), pixel_mm=0.2, bins=61_036, bin_mm=0.01)
+    with pytest.raises(Refused, match="has 8 GB, above 8: state fewer pixels"):
+        pack(beam=replace(wide, views=8), values=np.ones((8, wide.bins), np.uint8))
+
+
+@pytest.mark.parametrize("shape", ["(-40,-48)", "(1920, )", "(1," + "1," * 69 + "40, 48)"])
+def test_a_shape_that_is_no_array_of_views_is_refused(shape: str) -> None:
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    body = make_counts(PARALLEL).tobytes()
+    with pytest.raises(Refused, match=r"the array has the shape .* is expected"):
+        read_array(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + body)
 
 
 def test_a_header_that_promises_more_than_there_is_is_refused() -> None:

@@ -62,6 +62,8 @@ def read_array(content: bytes) -> NDArray[np.float32]:
         shape, is_fortran, dtype = _READERS[np.lib.format.read_magic(stream)](stream)
     except (*_NO_HEADER, KeyError, ValueError) as error:
         raise Refused("sinogram: the array is no .npy file") from error
+    if len(shape) not in (2, 3) or min(shape) < 1:
+        raise Refused(f"sinogram: the array has the shape {shape}; (view, bin) or (slice, view, bin) is expected")
     if dtype.kind not in "iuf":
         raise Refused(f"sinogram: the array holds {dtype}, not real numbers")
     body = content[stream.tell() :]

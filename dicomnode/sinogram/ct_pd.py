@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
 
 from dicomnode.reading.unreadable import UNDECODABLE
-from dicomnode.sinogram.checking import check_line_integrals, check_projections
+from dicomnode.sinogram.checking import check_line_integrals, check_projections, find_reach
 from dicomnode.sinogram.geometry_file import AXIAL, make_plane_grid
 from dicomnode.sinogram.opposite_rays import compare_opposite_rays
 from model_zoo.ct_geometry import WATER_PER_MM, CtGeometry
@@ -195,7 +196,8 @@ def _group_by_position(views: Sequence[_View]) -> list[list[_View]]:
             f"projections: {len(views)} views at {len(groups)} positions of the table, not the same number at each: a "
             "helical scan, or views are missing"
         )
-    return [_sort_by_angle(group) for group in groups]
+    first, *others = [_sort_by_angle(group) for group in groups]
+    return [first, *(_begin_near(group, first[0].angle) for group in others)]
 
 
 def _sort_by_angle(group: list[_View]) -> list[_View]:
@@ -211,6 +213,15 @@ def _sort_by_angle(group: list[_View]) -> list[_View]:
             "some are missing or were measured twice"
         )
     return by_angle[last + 1 :] + by_angle[: last + 1]
+
+
+def _begin_near(group: list[_View], angle: float) -> list[_View]:
+    """Return the views of a full turn from the one nearest to ``angle`` on, and those of a shorter arc as they are."""
+    step = _find_step(group)
+    if step * len(group) < 2 * np.pi - step / 2:
+        return group
+    begin = int(np.argmin([np.abs(np.angle(np.exp(1j * (view.angle - angle)))) for view in group]))
+    return group[begin:] + group[:begin]
 
 
 def _make_beam(ds: Dataset, groups: Sequence[Sequence[_View]]) -> CtGeometry:
@@ -234,14 +245,25 @@ def _make_beam(ds: Dataset, groups: Sequence[Sequence[_View]]) -> CtGeometry:
     arc_deg, first_deg = min(np.rad2deg(step) * views, 360.0), float(np.rad2deg(groups[0][0].angle))
     try:
         beam = CtGeometry((1, 1), 1.0, views, bins, bin_mm, arc_deg, first_deg, source_mm, offset)
-        reach_mm = float(np.abs(beam.rays[1][0, [0, -1]]).min())
-        width_mm = min(
-            float(ds.get("ReconstructionDiameter") or ds.get("DataCollectionDiameter") or np.inf), 2 * reach_mm
-        )
+        width_mm = min(_read_diameter(ds), 2 * find_reach(beam))
+        if width_mm < bin_mm:
+            raise Refused("projections: the detector, or the image, does not reach a bin from the axis on both sides")
         n = min(int(width_mm / bin_mm), _MOST_PIXELS)
         return CtGeometry((n, n), width_mm / n, views, bins, bin_mm, arc_deg, first_deg, source_mm, offset)
-    except (ValueError, ZeroDivisionError) as error:
+    except ValueError as error:
         raise Refused(f"projections: {error}") from error
+
+
+def _read_diameter(ds: Dataset) -> float:
+    """Return the diameter of the image in mm, infinity where none is stated. Raises Refused for what is none."""
+    for keyword in ("ReconstructionDiameter", "DataCollectionDiameter"):
+        value = ds.get(keyword)
+        if value is None or value == "":
+            continue
+        if isinstance(value, MultiValue) or not 0 < float(value) < np.inf:
+            raise Refused(f"projections: {keyword} is {value}; it is one number above 0")
+        return float(value)
+    return np.inf
 
 
 def _find_step(group: Sequence[_View]) -> float:
