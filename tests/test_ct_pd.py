@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from pydicom import dcmread
 from dicomnode import sinogram
 from dicomnode.errors import InputRefused
 from dicomnode.execution.projections import load_projections
+from dicomnode.sinogram.opposite_rays import find_direction
 from model_zoo.ct_geometry import CtGeometry
 from pipelines.contract import Projections, Refused
+from tests.ellipses import Ellipse, integrate
 from tests.sinograms import FAN, make_counts, write_ct_pd
 
 
@@ -64,6 +67,7 @@ def test_headers_for_the_writer_hold_neither_pixels_nor_private_elements(tmp_pat
         (0x70331065, "FL", [1.0, 2.0], "2 numbers for 56 columns"),
         (0x70311003, "FL", 2000.0, "not below ConstantRadialDistance"),
         (0x70291011, "US", 55, "a detector of 1 rows and 55 columns"),
+        (0x70291010, "US", 2, "2 rows of the detector; one is supported"),
         (0x70311033, "FL", [4.0, 1.0], "contradict the values"),
         (0x70291002, "FL", [12.0, 12.0], "DetectorElementTransverseSpacing has 2 values"),
         (0x70291006, "FL", 0.0, "DetectorElementAxialSpacing is 0; it has to be above 0"),
@@ -100,6 +104,27 @@ def test_a_first_angle_just_below_nought_is_the_same_turn(tmp_path: Path) -> Non
     np.testing.assert_array_equal(projections.line_integrals[0], projections.line_integrals[1])
 
 
+def test_another_position_of_the_patient_is_refused(tmp_path: Path) -> None:
+    paths = write_ct_pd(tmp_path)
+    ds = dcmread(paths[5])
+    ds.PatientPosition = "FFS"
+    ds.save_as(paths[5])
+    with pytest.raises(Refused, match="PatientPosition is FFS"):
+        load_projections(paths)
+
+
+def test_results_do_not_lie_in_the_frame_of_reference_of_a_place_that_is_assumed(tmp_path: Path) -> None:
+    paths = write_ct_pd(tmp_path)
+    for path in paths:
+        ds = dcmread(path)
+        ds.FrameOfReferenceUID, ds.PatientPosition = "1.2.3", "HFS"
+        ds.save_as(path)
+    projections, _, headers = load_projections(paths)
+    assert not any("FrameOfReferenceUID" in ds for ds in headers)
+    assert any(each.startswith("place") for each in projections.assumptions)
+    assert any("z to the head" in each for each in projections.assumptions)
+
+
 def test_a_missing_view_is_refused(tmp_path: Path) -> None:
     paths = write_ct_pd(tmp_path)
     with pytest.raises(Refused, match=r"5 to 10 degrees apart"):
@@ -115,6 +140,31 @@ def test_positions_of_a_helical_scan_are_refused(tmp_path: Path) -> None:
 def test_views_of_another_scanner_are_refused(tmp_path: Path) -> None:
     with pytest.raises(Refused, match=r"ConstantRadialDistance is 1000.0 in view 1 and 900.0 in view 6"):
         read(tmp_path, view_5={0x70311031: ("FL", 900.0)})
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_columns_of_an_object_that_is_the_same_from_both_sides_are_refused(mirror: bool) -> None:
+    """A disc, and a small insert that the noise hides."""
+    disc = [Ellipse(0.0193, (0.0, 0.0), (100.0, 100.0)), Ellipse(0.0193, (40.0, 10.0), (1.0, 1.0))]
+    counts = np.random.default_rng(1).poisson(1000 * np.exp(-integrate(disc, FAN).numpy())).astype(np.float32)
+    beam = replace(FAN, offset_bins=-FAN.offset_bins) if mirror else FAN
+    counts = counts[..., ::-1] if mirror else counts
+    with pytest.raises(Refused, match="the direction in which columns are counted cannot be told"):
+        find_direction(beam, np.log(1000 / np.maximum(counts, 0.5)), counts)
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_few_photons_do_not_turn_the_columns_over(mirror: bool) -> None:
+    counts = make_counts(FAN) // 100
+    beam = replace(FAN, offset_bins=-FAN.offset_bins) if mirror else FAN
+    counts = counts[..., ::-1] if mirror else counts
+    found = find_direction(beam, np.log(1000 / np.maximum(counts, 0.5)), counts)
+    assert found.is_mirrored is mirror
+
+
+def test_a_central_column_that_is_wrong_by_one_coarse_bin_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="contradict the values"):
+        read(tmp_path, all={0x70311033: ("FL", [(FAN.bins - 1) / 2 - 1.25 + 1, 1.0])})
 
 
 def test_an_arc_without_opposite_rays_is_refused(tmp_path: Path) -> None:

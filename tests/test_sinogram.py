@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import zipfile
 from dataclasses import replace
 from datetime import datetime
@@ -12,12 +13,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from numpy.typing import NDArray
 from pydicom import dcmread
 
 from dicomnode import sinogram
 from dicomnode.cli import main
 from dicomnode.sinogram.arrays import read_array
 from model_zoo.ct_geometry import CtGeometry
+from model_zoo.radon import make_ray_matrix
 from pipelines.contract import Projections, Refused
 from tests.ellipses import integrate
 from tests.sinograms import BODY, FAN, PARALLEL, PHOTONS, make_counts, make_geometry, npy, write_files
@@ -66,6 +70,38 @@ def test_a_negative_arc_turns_the_other_way() -> None:
     projections = read(values=make_counts(backwards)[:, ::-1], arc_deg=-180.0, first_deg=4.5 + 39 * 4.5)
     np.testing.assert_allclose(projections.beam.view_angles, backwards.view_angles, atol=1e-12)
     assert differ(projections) < 0.02
+
+
+@pytest.mark.parametrize(("arc_deg", "first_deg"), [(-360.0, 355.0), (360.0, 0.0)])
+def test_a_fan_whose_bins_are_counted_backwards_is_refused(arc_deg: float, first_deg: float) -> None:
+    """Either the bins or the views run the other way than stated."""
+    values = make_counts(FAN)
+    values = values if arc_deg < 0 else values[..., ::-1]
+    offset = 0.25 if arc_deg < 0 else -0.25
+    with pytest.raises(Refused, match="turn the bins over, or change the sign of arc_deg"):
+        pack(FAN, values, arc_deg=arc_deg, first_deg=first_deg, offset_bins=offset)
+
+
+@pytest.mark.parametrize("beam", [PARALLEL, FAN], ids=["parallel", "fan"])
+def test_angles_and_bins_are_counted_as_the_page_says(beam: CtGeometry) -> None:
+    """At 0 degrees bins grow towards the last column; with the angle a source below moves towards the first column."""
+    pixel = np.zeros((32, 32), np.float32)
+    pixel[15:17, 24:26] = 0.02  # 9 pixels from the axis towards the last column
+    for view, side in ((0, 1.0), (beam.views // 2 if beam is PARALLEL else beam.views // 4, 0.0)):
+        line = make_ray_matrix(beam).project(torch.from_numpy(pixel[None]))[0, view].numpy()
+        place = float((line * np.arange(beam.bins)).sum() / line.sum())
+        axis = (beam.bins - 1) / 2 - beam.offset_bins
+        assert (place - axis) * beam.bin_mm == pytest.approx(side * 9 * beam.pixel_mm, abs=3)
+    near, far = (np.count_nonzero(_project_row(beam, i)) for i in (2, 29))
+    assert near > far if beam is FAN else near == far
+
+
+def _project_row(beam: CtGeometry, column: int) -> NDArray[np.float32]:
+    """Return the line integrals of a pixel of the middle row in the view a quarter of a turn on."""
+    pixel = np.zeros((32, 32), np.float32)
+    pixel[14:18, column - 1 : column + 2] = 0.02
+    view = beam.views // 2 if beam is PARALLEL else beam.views // 4
+    return np.asarray(make_ray_matrix(beam).project(torch.from_numpy(pixel[None]))[0, view].numpy(), np.float32)
 
 
 def test_a_bin_on_the_detector_is_scaled_to_the_axis() -> None:
@@ -156,6 +192,12 @@ def test_a_header_that_promises_more_than_there_is_is_refused() -> None:
     for damaged in (whole[:-8], whole + b"\0", b"no array", huge, odd):
         with pytest.raises(Refused, match="sinogram"):
             sinogram.pack(damaged, json.dumps(make_geometry(PARALLEL)))
+
+
+def test_the_example_of_the_page_is_accepted() -> None:
+    page = (Path(__file__).parents[1] / "docs/howto/send-projections.md").read_text()
+    (example,) = re.findall(r'^    (\{"values".*?\})$', page, re.MULTILINE | re.DOTALL)
+    sinogram.pack(npy(np.full((360, 367), 90_000, np.uint32)), example)
 
 
 def test_another_file_than_a_packed_one_is_refused() -> None:

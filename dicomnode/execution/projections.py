@@ -39,7 +39,10 @@ def load_projections(paths: Sequence[Path]) -> tuple[Projections, dict[str, Any]
             raise InputRefused(f"an instance ({kind}) is no view in DICOM-CT-PD: it has no element (7029,1010)")
         projections, facts = sinogram.read_ct_pd(headers)
     body_part = str(first.get("BodyPartExamined") or "")
+    is_placed = not any(each.startswith(("orientation", "place")) for each in projections.assumptions)
     for ds in headers:
+        if not is_placed:
+            ds.pop("FrameOfReferenceUID", None)  # results get their own: nothing says that they lie in the scanner's
         ds.remove_private_tags()  # no result repeats them, and arrays are large
         ds.pop("PixelData", None)
     return projections, facts | ({"body_part": body_part} if body_part else {}), headers

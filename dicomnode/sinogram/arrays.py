@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from dicomnode.sinogram.checking import check_projections
 from dicomnode.sinogram.geometry_file import ScanGeometry
+from dicomnode.sinogram.opposite_rays import check_direction
 from model_zoo.ct_geometry import WATER_PER_MM
 from pipelines.contract import Projections, Refused
 
@@ -52,6 +53,8 @@ def read(content: bytes) -> tuple[Projections, dict[str, Any]]:
         geometry.slice_thickness_mm or geometry.slice_mm, geometry.water_per_mm or WATER_PER_MM, geometry.assumptions,
     )  # fmt: skip
     check_projections(projections)
+    if geometry.beam == "fan":
+        check_direction(projections.beam, line_integrals, counts)
     return projections, {"modality": "CT"}
 
 

@@ -21,7 +21,7 @@ from pydicom.multival import MultiValue
 from dicomnode.reading.unreadable import UNDECODABLE
 from dicomnode.sinogram.checking import check_line_integrals, check_projections, find_reach
 from dicomnode.sinogram.geometry_file import AXIAL, make_plane_grid
-from dicomnode.sinogram.opposite_rays import compare_opposite_rays
+from dicomnode.sinogram.opposite_rays import find_direction
 from model_zoo.ct_geometry import WATER_PER_MM, CtGeometry
 from pipelines.contract import Projections, Refused
 
@@ -99,6 +99,7 @@ def read(instances: Sequence[Dataset]) -> tuple[Projections, dict[str, Any]]:
         if str(_get(first, name)).upper() not in accepted:
             raise Refused(f"projections: {name} is {_get(first, name)}, not {' or '.join(accepted)}: {advice}")
     _check_agreement(instances)
+    _check_position(instances)
     groups = _group_by_position([_read_view(ds) for ds in instances])
     line_integrals, photons = (
         np.concatenate([np.stack([getattr(view, name) for view in group], axis=1) for group in groups])
@@ -106,7 +107,7 @@ def read(instances: Sequence[Dataset]) -> tuple[Projections, dict[str, Any]]:
     )
     check_line_integrals(line_integrals)
     beam = _make_beam(first, groups)
-    planes_mm = np.concatenate([group[0].z_mm + _row_offsets(first) for group in groups])
+    planes_mm = np.array([group[0].z_mm for group in groups])
     projections = _arrange(first, beam, planes_mm, line_integrals, photons)
     check_projections(projections)
     return projections, {"modality": "CT"}
@@ -156,6 +157,17 @@ def _check_agreement(instances: Sequence[Dataset]) -> None:
             raise Refused("projections: several spectra in one series; one energy is supported")
 
 
+def _check_position(instances: Sequence[Dataset]) -> None:
+    """Refuse a cone beam, whose rows leave their plane, and patients that do not lie head first on their back."""
+    if (rows := _get(instances[0], "NumberofDetectorRows")) != 1:
+        raise Refused(
+            f"projections: {rows:g} rows of the detector; one is supported, since the format does not say, in "
+            "the words of this reader, in which direction rows are counted: rebin them to fans of one row"
+        )
+    for position in {str(ds.get("PatientPosition") or "HFS") for ds in instances} - {"HFS"}:
+        raise Refused(f"projections: PatientPosition is {position}; HFS is supported, head first on the back")
+
+
 def _read_view(ds: Dataset) -> _View:
     rows, columns = int(_get(ds, "NumberofDetectorRows")), int(_get(ds, "NumberofDetectorColumns"))
     try:
@@ -163,8 +175,6 @@ def _read_view(ds: Dataset) -> _View:
         slope, intercept = float(ds.RescaleSlope), float(ds.RescaleIntercept)
     except UNDECODABLE as error:
         raise Refused("projections: the pixels of a view, or Rescale Slope and Intercept, cannot be read") from error
-    if rows == columns > 1:
-        raise Refused(f"projections: {rows} rows and {columns} columns: which axis of the pixels is which is not known")
     if pixels.shape == (columns, rows):
         pixels = pixels.T
     if pixels.shape != (rows, columns):
@@ -272,25 +282,6 @@ def _find_step(group: Sequence[_View]) -> float:
     return float((angles[-1] - angles[0]) / (len(angles) - 1))
 
 
-def _row_offsets(ds: Dataset) -> NDArray[np.float64]:
-    """Return the place of each row along the axis, in mm on the axis; Raises Refused where the beam is a cone.
-
-    A ray of an outer row leaves its plane by the offset times its distance from the axis over the source's.
-    """
-    rows, spacing = int(_get(ds, "NumberofDetectorRows")), _get(ds, "DetectorElementAxialSpacing")
-    source_mm, detector_mm = _get(ds, "DetectorFocalCenterRadialDistance"), _get(ds, "ConstantRadialDistance")
-    row_mm = spacing * source_mm / detector_mm
-    offsets: NDArray[np.float64] = (np.arange(rows) - (_get(ds, "DetectorCentralElement")[1] - 1)) * row_mm
-    fan = _get(ds, "NumberofDetectorColumns") * _get(ds, "DetectorElementTransverseSpacing") / detector_mm / 2
-    leaves_mm = float(np.abs(offsets).max() * np.sin(min(fan, np.pi / 2)))
-    if leaves_mm > row_mm / 2:
-        raise Refused(
-            f"projections: rays of the outer of {rows} rows leave their plane by {leaves_mm:.3g} mm, more than half a "
-            f"row ({row_mm / 2:.3g} mm): a cone beam is not supported; rebin it to fans"
-        )
-    return offsets
-
-
 def _arrange(
     ds: Dataset,
     beam: CtGeometry,
@@ -306,8 +297,9 @@ def _arrange(
         raise Refused(f"projections: slices are {steps.min():.4g} to {steps.max():.4g} mm apart: a gap or an overlap")
     spacing = float(steps.mean()) if steps.size else row_mm
     line_integrals, photons = line_integrals[order], photons[order]
-    if compare_opposite_rays(beam, line_integrals).is_mirrored:
-        line_integrals, photons = line_integrals[..., ::-1], photons[..., ::-1]
+    counts = (photons * np.exp(-line_integrals)).astype(np.float32)
+    if find_direction(beam, line_integrals, counts).is_mirrored:
+        line_integrals, counts = line_integrals[..., ::-1], counts[..., ::-1]
         beam = CtGeometry(
             beam.shape, beam.pixel_mm, beam.views, beam.bins, beam.bin_mm, beam.arc_deg, beam.first_deg, beam.source_mm,
             -beam.offset_bins,
@@ -320,17 +312,21 @@ def _arrange(
     for name in ("BeamHardeningCorrectionFlag", "ScatterCorrectionFlag"):
         if _TAGS[name][0] not in ds or _get(ds, name).upper() != "YES":
             assumptions.append(f"{name} is not YES: CT numbers may be too low in thick parts")
-    counts = (photons * np.exp(-line_integrals)).astype(np.float32)
     return Projections(
-        np.ascontiguousarray(line_integrals), counts, beam, grid, row_mm, water, tuple(assumptions)
+        np.ascontiguousarray(line_integrals), np.ascontiguousarray(counts), beam, grid, row_mm, water,
+        tuple(assumptions),
     )  # fmt: skip
 
 
 def _find_water(ds: Dataset) -> tuple[float, list[str]]:
     """Return the attenuation of water in 1/mm, and what is assumed."""
-    side = "orientation: the format's x to the left and y to the back of the patient: compare left and right"
+    side = (
+        "orientation: the format's x to the left and y to the back of the patient, z to the head, and angles from y "
+        "towards negative x: compare left and right, and the order of slices"
+    )
+    place = "place: the axis of rotation at x = y = 0, and the position along it as the format states it"
     if _TAGS["WaterAttenuationCoefficient"][0] not in ds:
-        return WATER_PER_MM, [side, f"attenuation of water: {WATER_PER_MM:g} per mm (70 keV)"]
+        return WATER_PER_MM, [side, place, f"attenuation of water: {WATER_PER_MM:g} per mm (70 keV)"]
     text = _get(ds, "WaterAttenuationCoefficient")
     low, high = _WATER_PER_MM
     try:
@@ -339,4 +335,4 @@ def _find_water(ds: Dataset) -> tuple[float, list[str]]:
         water = 0.0
     if not low <= water <= high:
         raise Refused(f"projections: WaterAttenuationCoefficient is {text}; {low:g} to {high:g} per mm are possible")
-    return water, [side]
+    return water, [side, place]

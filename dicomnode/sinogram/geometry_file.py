@@ -25,7 +25,9 @@ class ScanGeometry(BaseModel):
     """Content of the file; lengths in mm, angles in degrees.
 
     ``values``: "counts" (photons detected) or "line integrals"; ``photons``: of a ray without an object, one number or
-    one for each bin. View k stands at ``first_deg`` + k ``arc_deg`` / ``views``; a negative arc turns the other way.
+    one for each bin. View k stands at ``first_deg`` + k ``arc_deg`` / ``views``; a negative arc turns the other way. At
+    0 degrees the source of a fan stands below the last row, and bins grow towards the last column; with the angle the
+    source moves towards the first column. The axis falls on bin (``bins`` - 1) / 2 - ``offset_bins``, from 0.
     ``source_mm``: from source to axis, ``detector_mm``: from source to detector; ``bin_mm`` is measured on the detector
     where that is stated, else on the axis. ``pixels``: rows and columns of the image. ``orientation``: of rows and
     columns, as Image Orientation (Patient); ``centre_mm``: the axis of rotation in the first slice, in LPS.
