@@ -75,11 +75,11 @@ class CtGeometry:
 
     @property
     def missing_deg(self) -> float:
-        """Angle that an arc lacks so that every line through the image is measured: half a turn and, for fans, twice
-        the angle of the ray to the corner of the image; 0 where nothing lacks.
+        """Angle that an arc lacks so that every line through the circle in the image is measured: half a turn and, for
+        fans, twice the angle of the ray that touches the circle; 0 where nothing lacks. Corners may lack more.
         """
-        corner_mm = float(np.hypot(*self.shape)) / 2 * self.pixel_mm
-        fan = 0.0 if self.source_mm is None else 2 * np.rad2deg(np.arcsin(corner_mm / self.source_mm))
+        radius_mm = max(self.shape) / 2 * self.pixel_mm
+        fan = 0.0 if self.source_mm is None else 2 * np.rad2deg(np.arcsin(radius_mm / self.source_mm))
         return float(max(min(180.0 + fan, 360.0) - self.arc_deg, 0.0))
 
     def finer(self, factor: int) -> CtGeometry:

@@ -7,8 +7,8 @@ region where it is large; measurements of fit, and of the angles that were not m
 Model: y = A x + e, A the projection with each ray weighted by its photons, e white; prior: the bundle ``ct_prior``, a
 denoiser of CT slices. Views that were held out set the share of the estimate in the image and scale the spread. A scan
 that lacks a part of half a turn has directions in which edges were not measured: they are the prior's, and the result
-is held for a person, as is one whose place in the patient is an assumption. One energy, no scatter, no cone, no helix.
-Papers: DDS (Chung 2024), EDM (Karras 2022).
+is held for a person, as is one whose orientation in the patient is an assumption. One energy, no scatter, no cone, no
+helix. Papers: DDS (Chung 2024), EDM (Karras 2022).
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ from pipelines.spread import Spread, mix_images
 if TYPE_CHECKING:
     from model_zoo.bundle import Model
 
-__all__ = ["PIPELINE", "find_truncated_share", "run"]
+__all__ = ["PIPELINE", "find_outside_share", "find_truncated_share", "run"]
 
 HU = "[hnsf'U]"
 """Hounsfield unit in UCUM."""
@@ -79,7 +79,7 @@ def run(case: Case, model: Model, options: Options, seed: int, progress: Progres
     if not np.isfinite(image).all():
         raise Refused("the reconstruction is not finite: the projections contradict their geometry")
     return [
-        *_make_images(scan, image, _calibrate(image, sd, spread), options),
+        *_make_images(scan, image, _calibrate(image, sd, spread), options, spread),
         *_measure(scan, options, spread, chi_square),
         *_write_notes(scan),
     ]
@@ -115,8 +115,9 @@ def _calibrate(image: NDArray[np.float32], sd: NDArray[np.float32], spread: Spre
 
 
 def _make_images(
-    scan: Projections, image: NDArray[np.float32], sd: NDArray[np.float32], options: Options
+    scan: Projections, image: NDArray[np.float32], sd: NDArray[np.float32], options: Options, spread: Spread
 ) -> list[Finding]:
+    scale = "scaled by held-out views" if spread.evaluations else "with the usual scale: no view was held out"
     hu, sd_hu = (Volume((1000 * each).astype(np.float32), scan.grid, HU) for each in (image - 1, sd))
     segment = Segment(
         1, "Low confidence", SPATIAL, LOW_CONFIDENCE, f"Standard deviation above {options.low_confidence_hu:g} HU"
@@ -127,7 +128,7 @@ def _make_images(
         Image(name, hu, "CT reconstruction with a diffusion prior", thickness),
         ParametricMap(
             "standard deviation", sd_hu, STANDARD_DEVIATION,
-            f"Standard deviation of {options.samples} samples, scaled by held-out views", thickness, image_name=name,
+            f"Standard deviation of {options.samples} samples, {scale}", thickness, image_name=name,
         ),
         Segmentation(
             "low confidence", labels, scan.grid, (segment,), "Region where the data leave the image uncertain",
@@ -141,9 +142,10 @@ def _measure(scan: Projections, options: Options, spread: Spread, chi_square: li
     worst = max(chi_square, key=lambda c: abs(np.log(max(c, 1e-9))))
     return [
         Measurement("views", float(scan.beam.views), "1", f"Over an arc of {scan.beam.arc_deg:.4g} degrees"),
-        Measurement("missing angle", scan.beam.missing_deg, "deg", "What the arc lacks to half a turn, and the fan"),
+        Measurement("missing angle", scan.beam.missing_deg, "deg", "What the arc lacks to half a turn and the fan"),
         Measurement("median photons", float(np.median(scan.counts)), "1", "Photons that a ray detected"),
         Measurement("truncated views", find_truncated_share(scan), "1", "Views where the object leaves the detector"),
+        Measurement("object outside", find_outside_share(scan), "1", "Views where the object leaves the image"),
         Measurement("denoiser evaluations", calls, "1", "Per slice: held-out views, estimate, all samples"),
         Measurement(
             "chi-square", float(np.mean(chi_square)), "1",
@@ -169,13 +171,25 @@ def find_truncated_share(scan: Projections) -> float:
     return float((edges.mean(axis=-1) > limit).any(axis=0).mean())
 
 
+def find_outside_share(scan: Projections) -> float:
+    """Return the share of views with two neighbouring rays beside the image that met an object."""
+    theta, t = scan.beam.rays
+    rows, columns = scan.beam.shape
+    half_mm = scan.beam.pixel_mm / 2 * (columns * np.abs(np.cos(theta)) + rows * np.abs(np.sin(theta)))
+    is_beside = np.abs(t) > half_mm + scan.beam.bin_mm
+    limit = _IN_AIR + 3 / np.sqrt(np.maximum(scan.counts, 1.0))
+    is_object = is_beside & (scan.line_integrals > limit)
+    return float((is_object[..., 1:] & is_object[..., :-1]).any(axis=-1).mean())
+
+
 def _write_notes(scan: Projections) -> list[Note]:
     notes = []
     if scan.beam.missing_deg > 0:
         last = scan.beam.first_deg + scan.beam.arc_deg
         text = (
             f"no view between {last:.4g} and {last + scan.beam.missing_deg:.4g} degrees: edges along these directions "
-            "were not measured and are the model's; structures may be missing or invented"
+            "were not measured and are the model's; structures may be missing or invented, and the standard deviation "
+            "does not cover them"
         )
         notes.append(Note("missing angles", text, holds_result=True))
     if scan.assumptions:

@@ -69,11 +69,15 @@ MEANINGS: Mapping[str, Meaning] = MappingProxyType(
         ),
         "views": Meaning("the number of directions from which rays were measured", "the protocol of the scan"),
         "missing angle": Meaning(
-            "what the scan lacks to half a turn, whose edges were not measured",
+            "what the scan lacks to half a turn and the angle of its fan, whose edges were not measured",
             "edges along the missing directions, which the model may have invented",
             "degrees",
         ),
         "median photons": Meaning("the photons that a usual ray detected", "the dose of the scan"),
+        "object outside": Meaning(
+            "the part of the views, from 0 to 1, in which the object leaves the image",
+            "the whole image: what lies outside is spread over it",
+        ),
         "truncated views": Meaning(
             "the part of the views, from 0 to 1, in which the object leaves the detector",
             "the rim of the image, whose CT numbers are wrong",

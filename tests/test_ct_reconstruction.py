@@ -14,6 +14,7 @@ from dicomnode.sinogram.geometry_file import AXIAL, make_plane_grid
 from model_zoo import registry
 from model_zoo.bundle import Model
 from model_zoo.ct_geometry import CtGeometry
+from model_zoo.training import ct_prior
 from pipelines import ct_inversion, ct_reconstruction
 from pipelines.contract import (
     Case,
@@ -28,6 +29,7 @@ from pipelines.contract import (
     Segmentation,
     Volume,
 )
+from pipelines.quality import Outcome, OutputLimits, judge_result
 from tests.ct_bundle import write_ct_bundle
 from tests.ellipses import draw_image
 from tests.sinograms import BODY, FAN, PARALLEL, PHOTONS, make_counts
@@ -116,13 +118,15 @@ def test_missing_angles_are_named_and_hold_the_result(model: Model) -> None:
     assert number(found, "missing angle") == pytest.approx(60)
     note = notes(found)["missing angles"]
     assert "no view between 150 and 210 degrees" in note.text
+    assert "the standard deviation does not cover them" in note.text
     assert note.holds_result
 
 
-def test_half_a_turn_of_a_fan_lacks_twice_the_angle_of_its_corner() -> None:
+def test_half_a_turn_of_a_fan_lacks_twice_the_angle_of_its_image() -> None:
     half = replace(FAN, arc_deg=180.0)
-    corner_mm = np.hypot(32, 32) / 2 * 7.0
-    assert half.missing_deg == pytest.approx(2 * np.rad2deg(np.arcsin(corner_mm / 500)))
+    assert half.missing_deg == pytest.approx(2 * np.rad2deg(np.arcsin(16 * 7.0 / 500)))
+    short = CtGeometry((512, 512), 0.8, 600, 736, 1.2, 222.5, 0.0, 595.0)
+    assert short.missing_deg == 0
     assert FAN.missing_deg == 0
 
 
@@ -130,6 +134,30 @@ def test_an_object_beyond_the_detector_is_measured() -> None:
     assert ct_reconstruction.find_truncated_share(scan(PARALLEL)) == 0
     narrow = replace(PARALLEL, bins=22)
     assert ct_reconstruction.find_truncated_share(scan(narrow)) > 0.5
+
+
+@pytest.mark.parametrize("beam", [PARALLEL, FAN], ids=["parallel", "fan"])
+def test_an_object_beyond_the_image_is_measured(beam: CtGeometry) -> None:
+    assert ct_reconstruction.find_outside_share(scan(beam)) == 0
+    small = scan(replace(beam, shape=(16, 16)))
+    assert ct_reconstruction.find_outside_share(small) > 0.1
+
+
+def test_a_scale_that_nothing_measured_is_not_said_to_be_measured(model: Model) -> None:
+    for held_out, text in ((0.0, "no view was held out"), (0.15, "scaled by held-out views")):
+        found = run(scan(PARALLEL), model, QUICK.model_copy(update={"held_out": held_out}))
+        assert text in next(each.description for each in found if isinstance(each, ParametricMap))
+
+
+def test_limits_hold_photons_that_are_stated_too_low() -> None:
+    limits = OutputLimits.model_validate(ct_prior.RECIPE.facts["output_limits"])
+    few = {"chi-square": 0.02, "chi-square, worst slice": 0.02, "median photons": 0.5}
+    for name, value in few.items():
+        assert judge_result([Measurement(name, value, "1")], limits).outcome is Outcome.HOLD
+    uneven = [Measurement("chi-square", 3.0, "1"), Measurement("chi-square, worst slice", 40.0, "1")]
+    assert judge_result(uneven, limits).outcome is Outcome.HOLD
+    good = [Measurement("chi-square", 0.32, "1"), Measurement("chi-square, worst slice", 1.5, "1")]
+    assert judge_result(good, limits).outcome is Outcome.ACCEPT
 
 
 def test_an_assumed_orientation_holds_the_result_and_assumed_water_does_not(model: Model) -> None:

@@ -146,7 +146,16 @@ RECIPE = Recipe(
                 }
             ]
         },
-        "output_limits": {"hold_above": {"chi-square": 4.0, "missing angle": 1.0, "truncated views": 0.05}},
+        "output_limits": {
+            "hold_above": {
+                "chi-square": 4.0,
+                "chi-square, worst slice": 4.0,
+                "missing angle": 1.0,
+                "truncated views": 0.05,
+                "object outside": 0.05,
+            },
+            "hold_below": {"chi-square": 0.1, "chi-square, worst slice": 0.1, "median photons": 10.0},
+        },
         "units": "1 (water is 1)",
         "data_licence": "SynthSeg label maps: Apache-2.0; no image data",
     },
