@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,14 @@ from pydicom.uid import MultiFrameGrayscaleWordSecondaryCaptureImageStorage, Raw
 
 from dicomnode.cli import main
 from dicomnode.config import Config
-from dicomnode.errors import NotFound
+from dicomnode.errors import InputRefused, NotFound
 from dicomnode.execution import processing
+from dicomnode.execution.inputs import load_inputs
 from dicomnode.local_runs.candidates import find_candidates
 from dicomnode.local_runs.choosing import choose
 from dicomnode.results import marking
-from pipelines import ct_reconstruction
+from dicomnode.routing.routing import MAIN_INPUT
+from pipelines import ct_reconstruction, mri_reconstruction
 from tests.ct_bundle import write_ct_bundle
 from tests.findings import NOW
 from tests.installed import pin_installed
@@ -90,6 +93,20 @@ def test_a_local_run_takes_scans_of_ct_and_no_k_space(tmp_path: Path) -> None:
     write_ct_pd(tmp_path / "views")
     found = choose(inputs, find_candidates(tmp_path, {}), {})
     assert sorted(len(each.inputs["projections"].paths) for each in found) == [1, 72]
+
+
+def test_k_space_is_not_looked_for_in_projections(tmp_path: Path) -> None:
+    scan = write_raw_data(tmp_path / "scan.dcm", PARALLEL)
+    with pytest.raises(NotFound, match="no Raw Data object and no MRD file"):
+        choose(mri_reconstruction.PIPELINE.inputs, find_candidates(tmp_path, {}), {})
+    with pytest.raises(InputRefused, match="holds projections of CT, not k-space"):
+        load_inputs(mri_reconstruction.PIPELINE, {MAIN_INPUT: [scan]})
+
+
+def test_the_shipped_route_of_k_space_takes_no_projections() -> None:
+    routes = tomllib.loads((Path(__file__).parents[1] / "node.toml").read_text())["routes"]
+    (match,) = (each["match"] for each in routes if each["pipeline"] == "mri_reconstruction")
+    assert match == {"SOPClassUID": RawDataStorage, "Modality": "MR"}
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydicom import Dataset, dcmread
 
-from dicomnode import mrd
+from dicomnode import mrd, sinogram
 from dicomnode.errors import InputRefused
 from dicomnode.execution.projections import load_projections
 from dicomnode.reading import covariates, segmentations, unreadable, volumes
@@ -87,6 +87,8 @@ def _load_kspace(paths: Sequence[Path]) -> tuple[list[tuple[KSpace, dict[str, An
         raise InputRefused(f"one acquisition is one Raw Data object; {len(paths)} instances were given")
     ds = dcmread(paths[0])
     unreadable.decode(ds)
+    if sinogram.is_sinogram(ds):
+        raise InputRefused("the instance holds projections of CT, not k-space; ct_reconstruction takes it")
     if not mrd.is_mrd(ds):
         raise InputRefused("the instance is no ISMRMRD/MRD in Raw Data Storage; 'dicomnode kspace wrap' makes one")
     return mrd.to_images(mrd.read(mrd.unwrap(ds))), [_remove_payload(ds)]

@@ -118,7 +118,9 @@ def _suits(candidate: Candidate, main: Input) -> bool:
     """Return whether a candidate is of the kind of the first input; views of DICOM-CT-PD are a series of CT."""
     if main.kind is Projections:
         return candidate.attributes.get("Modality") == "CT" and candidate.kind != "nifti" and not candidate.is_synthetic
-    return (candidate.kind == "k-space") is (main.kind is KSpace)
+    if main.kind is KSpace:
+        return candidate.kind == "k-space" and candidate.attributes.get("Modality") != "CT"
+    return candidate.kind != "k-space"
 
 
 def _mains(main: Input, explicit: Mapping[str, Candidate], usable: Sequence[Candidate]) -> list[Candidate]:
