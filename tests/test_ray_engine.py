@@ -28,17 +28,21 @@ from tests.peers.ray_cluster import RayCluster, descendants, reason_unavailable
 
 pytestmark = pytest.mark.slow
 
-STUDIES = 200
-KILL_EVERY = 40
+STUDIES = 60
+KILL_EVERY = 12
 
 needs_ray = pytest.mark.skipif(bool(reason_unavailable()), reason=reason_unavailable())
 
 
 @pytest.fixture(autouse=True)
 def token(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Set the token of the tests' clusters, so that no other process joins and none is written into the user's home."""
+    """Set the token of the tests' clusters, so that no other process joins and none is written into the user's home.
+
+    Actors get the processor as other tests do: by Ray's own setting they wait for all that runs beside them.
+    """
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "f" * 64)
+    monkeypatch.setenv("RAY_worker_niceness", "0")
 
 
 @needs_ray

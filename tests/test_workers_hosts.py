@@ -18,8 +18,8 @@ from tests.test_node import put
 
 pytestmark = pytest.mark.slow
 
-STUDIES = 200
-KILL_EVERY = 25
+STUDIES = 80
+KILL_EVERY = 10
 
 
 @pytest.mark.timeout(600)
