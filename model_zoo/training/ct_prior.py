@@ -150,7 +150,6 @@ RECIPE = Recipe(
             "hold_above": {
                 "chi-square": 4.0,
                 "chi-square, worst slice": 4.0,
-                "missing angle": 1.0,
                 "truncated views": 0.05,
                 "object outside": 0.05,
             },
